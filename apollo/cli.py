@@ -1,0 +1,222 @@
+"""The `apollo` command: one table of commands, each imported only when it is called.
+
+`apollo --help`, and the help of every command, must appear at once, so nothing here imports torch:
+options are declared in this file, and the code that acts on them is named as "module:function". A
+mistake of the user (ValueError, OSError) ends in one line on stderr and exit code 2;
+APOLLO_DEBUG=1 shows the traceback instead.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from apollo import __version__
+
+Parser = argparse.ArgumentParser
+
+
+class Command(NamedTuple):
+    """What runs a command, what it says of itself, and what declares its options."""
+
+    handler: str
+    help: str
+    add_options: Callable[[Parser], None]
+
+
+# What `apollo list KIND` reads: the module-level table of each choice.
+LISTS = {
+    "recipes": "apollo.train.recipes:RECIPES",
+    "encoders": "apollo.model.encoders:ENCODERS",
+    "connectors": "apollo.model.connector:RESAMPLERS",
+    "token-integrations": "apollo.model.configuration:TOKEN_INTEGRATIONS",
+    "samplings": "apollo.video.sampling:SAMPLERS",
+    "families": "apollo.world.questions:FAMILIES",
+    "answerers": "apollo.eval.answerers:ANSWERERS",
+    "models": "apollo.chat:MODELS",
+}
+
+MODEL_HELP = "folder or Hugging Face hub id of an Apollo model; default: the shipped micro model"
+
+
+def _ask(parser: Parser) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="path of a video file")
+    parser.add_argument("question", metavar="QUESTION", help="what to ask about it")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help=MODEL_HELP)
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="TEXT", help="choose among these answers"
+    )
+    _generation(parser)
+
+
+def _chat(parser: Parser) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="path of a video file")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help=MODEL_HELP)
+    _generation(parser)
+
+
+def _generation(parser: Parser) -> None:
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=256, metavar="N", help="longest answer (256)"
+    )
+    parser.add_argument(
+        "--sampling",
+        choices=("fps", "uniform", "center"),
+        default="fps",
+        help="which frames to look at: clips at a constant rate (default), frames evenly over the "
+        "video, or the centre frame",
+    )
+
+
+def _world_make(parser: Parser) -> None:
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--num-videos", type=_positive, required=True, metavar="N", help="how many videos"
+    )
+    parser.add_argument("--seed", type=int, required=True, help="same seed, same files")
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes; default: one per core"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "test"), default="train", help="no scene is in both (train)"
+    )
+
+
+def _train(parser: Parser) -> None:
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see `apollo list recipes`")
+    parser.add_argument("--config", metavar="FILE", help="instead: the config.yaml of a run")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a setting, as stages.0.learning_rates.connector=1e-4",
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder of the run")
+    parser.add_argument("--print-config", action="store_true", help="only print the whole config")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in DIR stopped")
+
+
+def _eval(parser: Parser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder or hub id, or one of `apollo list answerers`"
+    )
+    parser.add_argument(
+        "--questions", required=True, metavar="FILE_OR_DIR", help="questions as JSON lines"
+    )
+    parser.add_argument(
+        "--condition",
+        nargs="+",
+        metavar="NAME",
+        help="what is shown: video, frame (the centre one), text (nothing); default: each in turn",
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="ask only the first N")
+    parser.add_argument(
+        "--out", default="runs/eval", metavar="DIR", help="predictions and report (runs/eval)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="options scored at once (32)"
+    )
+
+
+def _list(parser: Parser) -> None:
+    parser.add_argument("kind", choices=LISTS, metavar="KIND", help=", ".join(LISTS))
+
+
+def _demo(parser: Parser) -> None:
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="(runs/demo)")
+    parser.add_argument(
+        "--minutes", type=float, default=4.0, metavar="M", help="about how long to train (4)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+COMMANDS = {
+    "ask": Command("apollo.chat:ask_main", "answer one question about a video", _ask),
+    "chat": Command("apollo.chat:chat_main", "talk about a video", _chat),
+    "world make": Command(
+        "apollo.world.make:main", "make videos of the micro world, with questions", _world_make
+    ),
+    "train": Command("apollo.train.run:main", "train a recipe's stages", _train),
+    "eval": Command("apollo.eval.runner:main", "measure a model on questions", _eval),
+    "list": Command("apollo.cli:list_main", "show what there is to choose from", _list),
+    "demo": Command("apollo.demo:main", "the whole of Apollo in a few minutes", _demo),
+}
+
+
+def build_parser() -> Parser:
+    """The parser of all commands; imports none of them."""
+    parser = Parser(prog="apollo", description="Video understanding in large multimodal models.")
+    parser.add_argument("--version", action="version", version=f"apollo {__version__}")
+    groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND")}
+    for name, command in COMMANDS.items():
+        group, _, word = name.rpartition(" ")
+        if group not in groups:
+            group_parser = groups[""].add_parser(group, help=command.help)
+            groups[group] = group_parser.add_subparsers(required=True, metavar="COMMAND")
+        subparser = groups[group].add_parser(word, help=command.help, description=command.help)
+        subparser.set_defaults(handler=command.handler)
+        command.add_options(subparser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "handler"):
+        parser.print_help()
+        return 2
+    for library in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(library, "error")  # what goes wrong is for the line below to say
+    try:
+        code = _load(args.handler)(args)
+        sys.stdout.flush()  # here, so that a closed pipe is noticed below and not at exit
+        return code or 0
+    except BrokenPipeError:  # the reader, as in `apollo list ... | head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("apollo: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("APOLLO_DEBUG") == "1":
+            raise
+        print(f"apollo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def list_main(args: argparse.Namespace) -> int:
+    """Print the names of a table, each with the first line of its documentation."""
+    table = _load(LISTS[args.kind])
+    items = table.items() if isinstance(table, Mapping) else ((name, "") for name in table)
+    width = max(map(len, table)) + 2
+    for name, value in items:
+        print(f"{name:{width}}{_summary(value)}".rstrip())
+    return 0
+
+
+def _summary(value: Any) -> str:
+    """A line about a table's entry: its own text, or what the function or class in it says."""
+    if isinstance(value, str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return next((_summary(field) for field in fields if callable(field)), "")
+    documentation = inspect.getdoc(value) if callable(value) else None
+    return documentation.splitlines()[0] if documentation else ""

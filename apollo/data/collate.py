@@ -1,0 +1,184 @@
+"""From positions of a mixture to batches: load the media, let the processor make tensors.
+
+`BatchMaker` is what the training loop calls: batch number in, batch out, nothing remembered between
+calls, so that the loop can start anywhere and workers can load ahead. The processor is passed in;
+this module knows neither the model nor, until it is called, torch. Read next: `features.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from apollo.data.features import FeatureCache
+from apollo.data.formats import Record
+from apollo.data.mixture import Mixture
+from apollo.messages import map_media
+from apollo.video import ClipSampling, VideoClips, VideoError, load_clips
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MediaError(ValueError):
+    """A video or image of a record cannot be used; the message names record and file."""
+
+
+class BatchMaker:
+    """Makes batch number i of a stage.
+
+    Args:
+        sources: The records of each source of the mixture.
+        mixture: Who comes at which position.
+        processor: `processor(conversations, with_labels=True)` makes the tensors.
+        batch_size: Records in a batch; batch i holds the positions from i * batch_size on.
+        sampling: How clips are chosen from a video.
+        max_tokens: Longest row that the LLM can read.
+        cache: Features of every video and image of the mixture (see `fill_cache`); the batches then
+            hold `clip_features` instead of `pixel_values`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Record]],
+        mixture: Mixture,
+        processor: Callable[..., Any],
+        batch_size: int,
+        sampling: ClipSampling,
+        max_tokens: int,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.sources = sources
+        self.mixture = mixture
+        self.processor = processor
+        self.batch_size = batch_size
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.cache = cache
+
+    def records(self, number: int) -> list[Record]:
+        """Give the records of a batch."""
+        first = number * self.batch_size
+        places = [self.mixture[i] for i in range(first, first + self.batch_size)]
+        return [self.sources[source][place] for source, place in places]
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        """Make a batch: `input_ids`, `attention_mask`, `labels` (B, L) and its clips, if any.
+
+        Raises:
+            MediaError: A video or image cannot be read.
+            ValueError: A row is longer than the LLM can read.
+        """
+        records = self.records(number)
+        features: list[Any] = []
+        conversations = [
+            map_media(record.messages, self._loader_of(record, features)) for record in records
+        ]
+        try:
+            batch = dict(self.processor(conversations, with_labels=True))
+        except ValueError as error:
+            names = ", ".join(record.where for record in records)
+            raise ValueError(f"batch {number} of the records {names}: {error}") from error
+        self._check_length(records, batch)
+        if self.cache is not None:
+            batch.pop("pixel_values", None)
+            if features:
+                import torch
+
+                batch["clip_features"] = torch.cat([feature.float() for feature in features])
+        return batch
+
+    def _loader_of(self, record: Record, features: list[Any]) -> Callable[[str, Path], Any]:
+        """Make the function that loads this record's media; cached features go into the list."""
+
+        def load(kind: str, path: Path) -> VideoClips | Image.Image:
+            if self.cache is None:
+                return load_medium(kind, path, self.sampling, record.where)
+            cached = self.cache.load(path)
+            features.append(cached.features)
+            return Image.new("RGB", (1, 1)) if cached.clips is None else cached.clips
+
+        return load
+
+    def _check_length(self, records: Sequence[Record], batch: dict[str, Any]) -> None:
+        lengths = batch["attention_mask"].sum(1).tolist()
+        length, record = max(zip(lengths, records, strict=True), key=lambda pair: pair[0])
+        if length > self.max_tokens:
+            raise ValueError(
+                f"{record.where}: record {record.id!r} has {length} tokens, the LLM reads "
+                f"{self.max_tokens}; lower max_clips or tokens_per_clip, or shorten the record"
+            )
+
+
+def load_medium(
+    kind: str, path: Path, sampling: ClipSampling, where: str
+) -> VideoClips | Image.Image:
+    """Load a video's clips or an image; a bad file is an error, never another file instead.
+
+    Args:
+        kind: "video" or "image".
+        path: The file.
+        sampling: How clips are chosen from a video.
+        where: Whose medium it is, for the message.
+
+    Raises:
+        MediaError: The file cannot be read.
+    """
+    try:
+        if kind == "video":
+            return load_clips(path, sampling)
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (VideoError, OSError) as error:
+        raise MediaError(f"{where}: {kind} {path} cannot be read: {error}") from error
+
+
+def fill_cache(
+    cache: FeatureCache,
+    records: Iterable[Record],
+    sampling: ClipSampling,
+    processor: Callable[..., Any],
+    encode: Callable[[list[Any]], torch.Tensor],
+    track: Callable[[list[Any], str], Iterable[Any]] = lambda items, _: items,
+) -> int:
+    """Encode every video and image of the records that the cache does not hold yet.
+
+    Args:
+        cache: What to fill.
+        records: Whose media.
+        sampling: How clips are chosen from a video; the cache's settings must depend on it.
+        processor: Makes `pixel_values`.
+        encode: The model's encoders: pixel values to features (C, T, H, W, D), without gradients.
+        track: Shows progress: called with the missing media and a description.
+
+    Returns:
+        How many files were encoded.
+
+    Raises:
+        MediaError: A video or image cannot be read.
+    """
+    missing = list(_missing_media(cache, records))
+    for kind, path, where in track(missing, "encoding videos and images"):
+        medium = load_medium(kind, path, sampling, where)
+        turn = {"role": "user", "content": [{"type": kind, kind: medium}]}
+        features = encode(processor([[turn]])["pixel_values"])
+        cache.save(path, features, medium if isinstance(medium, VideoClips) else None)
+    return len(missing)
+
+
+def _missing_media(
+    cache: FeatureCache, records: Iterable[Record]
+) -> Iterator[tuple[str, Path, str]]:
+    seen = set()
+    for record in records:
+        for kind, path in record.media:
+            if path in seen:
+                continue
+            seen.add(path)
+            if not path.is_file():
+                raise MediaError(f"{record.where}: {kind} {path} cannot be read: no such file")
+            if path not in cache:
+                yield kind, path, record.where

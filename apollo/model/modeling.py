@@ -1,0 +1,486 @@
+"""The model: encode each clip, connect it, scatter its tokens into the text, let the LLM go on.
+
+`ApolloModel.forward` is the whole idea in a dozen lines. Everything Hugging Face expects of a model
+works: Auto classes, `generate` with a cache, `save_pretrained`, gradient checkpointing. Read next:
+`encoders.py` and `connector.py` for the two halves of seeing, `processing.py` for the text around
+the placeholders.
+
+Shapes: B rows of text, L their length, C clips in the whole batch, T frames, (T, H, W) grid of the
+fused features, V their width, N tokens per clip, D width of the LLM.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from . import encoders as encoder_functions
+from .configuration import ApolloConfig
+from .connector import Connector, init_connector_weights
+from .processing import END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN, new_special_tokens
+
+
+@dataclass
+class ApolloOutput(ModelOutput):
+    """What `ApolloForConditionalGeneration` returns; `logits` are (B, L, vocabulary)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class ApolloPreTrainedModel(PreTrainedModel):
+    """What the two models share: their configuration and how new weights begin."""
+
+    config: ApolloConfig
+    config_class = ApolloConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["image", "video", "text"]
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Encoders and LLM begin as transformers' models do; what comes here is of the connector,
+        # or the head.
+        if module is getattr(self, "lm_head", None):
+            super()._init_weights(module)
+        else:
+            init_connector_weights(module)
+
+
+class ApolloModel(ApolloPreTrainedModel):
+    """Encoders, connector and the LLM without its head."""
+
+    def __init__(self, config: ApolloConfig) -> None:
+        super().__init__(config)
+        for encoder in config.encoders:
+            encoder._attn_implementation = config._attn_implementation
+        self.grid = encoder_functions.fused_grid(config.encoders, config.frames_per_clip)
+        self.encoders = nn.ModuleList(
+            encoder_functions.build(encoder, layer, config.frames_per_clip)
+            for encoder, layer in zip(config.encoders, config.selected_layers, strict=True)
+        )
+        self.connector = Connector(
+            config.connector_settings,
+            vision_width=sum(encoder.hidden_size for encoder in config.encoders),
+            width=config.text_config.hidden_size,
+            num_tokens=config.tokens_per_clip,
+            grid=self.grid,
+        )
+        self.llm = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's token embeddings."""
+        return self.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's token embeddings."""
+        self.llm.set_input_embeddings(value)
+
+    def encode(self, pixel_values: list[torch.Tensor]) -> torch.Tensor:
+        """Run the encoders and fuse their features.
+
+        Without gradients for the encoders, `config.encode_batch_size` clips are run at a time, so
+        that a long video needs no more memory than a short one.
+
+        Args:
+            pixel_values: For each encoder the clips, (C, T, 3, S, S) with its own S.
+
+        Returns:
+            Fused features (C, T, H, W, V).
+
+        Raises:
+            ValueError: If there is not one tensor per encoder, or their clips differ in number or
+                length.
+        """
+        self._check_pixels(pixel_values)
+        num_clips = pixel_values[0].shape[0]
+        trains = torch.is_grad_enabled() and any(
+            p.requires_grad for p in self.encoders.parameters()
+        )
+        size = max(num_clips, 1) if trains else self.config.encode_batch_size
+        chunks = zip(*(pixels.split(size) for pixels in pixel_values), strict=True)
+        return torch.cat([self._encode_chunk(chunk) for chunk in chunks])
+
+    def _encode_chunk(self, pixel_values: Iterable[torch.Tensor]) -> torch.Tensor:
+        features = [
+            encoder_functions.encode(encoder, pixels)  # type: ignore[arg-type]
+            for encoder, pixels in zip(self.encoders, pixel_values, strict=True)
+        ]
+        return encoder_functions.fuse(features, self.grid)
+
+    def connect(self, features: torch.Tensor) -> torch.Tensor:
+        """Turn fused features (C, T, H, W, V) into LLM tokens (C, N, D)."""
+        return self.connector(features.to(next(self.connector.parameters())))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: list[torch.Tensor] | None = None,
+        clip_features: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the model without its head.
+
+        Args:
+            input_ids: Token ids (B, L) with N placeholders for each clip.
+            attention_mask: 1 for tokens, 0 for padding (B, L).
+            pixel_values: For each encoder the clips of the batch in the order of their
+                placeholders, (C, T, 3, S, S).
+            clip_features: Instead of `pixel_values`: features that `encode` made earlier, (C, T, H,
+                W, V).
+            inputs_embeds: Embedded tokens (B, L, D) instead of `input_ids`, clips already in place.
+            position_ids: Positions (B, L); 0 to L - 1 by default.
+            past_key_values: Cache of earlier tokens.
+            use_cache: Whether to return a cache.
+            kwargs: Handed to the LLM.
+
+        Returns:
+            The LLM's output, `last_hidden_state` (B, L, D).
+
+        Raises:
+            ValueError: If the placeholders do not match the clips' tokens.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give either input_ids or inputs_embeds")
+            inputs_embeds = self.embed(input_ids, pixel_values, clip_features)
+        return self.llm(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: list[torch.Tensor] | None = None,
+        clip_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed the text (B, L), the clips' tokens in place of their placeholders: (B, L, D)."""
+        is_placeholder = self.placeholders(input_ids)
+        # Placeholders have no embedding of their own, so their ids may even lie outside the
+        # vocabulary.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
+        pixel_values = pixel_values or self._no_clips()
+        if clip_features is None and (len(pixel_values[0]) > 0 or self.training):
+            clip_features = self.encode(pixel_values)
+        tokens = embeds.new_zeros(0, embeds.shape[-1])
+        if clip_features is not None:
+            tokens = self.connect(clip_features).flatten(0, 1)  # (C * N, D)
+        num_placeholders = int(is_placeholder.sum())
+        if num_placeholders != len(tokens):
+            raise ValueError(
+                f"the text has {num_placeholders} placeholders, the clips give {len(tokens)} "
+                f"tokens ({self.config.tokens_per_clip} per clip); use the model's own processor"
+            )
+        return embeds.masked_scatter(is_placeholder[..., None], tokens.to(embeds))
+
+    def placeholders(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return where ids (B, L) are placeholders, as a mask (B, L)."""
+        return (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
+
+    def _no_clips(self) -> list[torch.Tensor]:
+        """Return zero clips.
+
+        Training runs them through encoders and connector when a batch is text alone, so that every
+        parameter takes part in every step, on every rank of a distributed run.
+        """
+        sizes = [encoder_functions.image_size(encoder) for encoder in self.config.encoders]
+        shape = (0, self.config.frames_per_clip, 3)
+        return [torch.zeros(*shape, size, size, device=self.device) for size in sizes]
+
+    def _check_pixels(self, pixel_values: list[torch.Tensor]) -> None:
+        if len(pixel_values) != len(self.encoders):
+            raise ValueError(
+                f"pixel_values: one tensor per encoder is needed, got {len(pixel_values)} "
+                f"for {len(self.encoders)} encoders"
+            )
+        for pixels, encoder in zip(pixel_values, self.config.encoders, strict=True):
+            size = encoder_functions.image_size(encoder)
+            expected = (pixel_values[0].shape[0], self.config.frames_per_clip, 3, size, size)
+            if tuple(pixels.shape) != expected:
+                raise ValueError(
+                    f"pixel_values: {encoder.model_type} takes (clips, frames, 3, height, width) "
+                    f"= {expected}, got {tuple(pixels.shape)}"
+                )
+
+
+class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
+    """An Apollo model that answers: `ApolloModel` and the LLM's head.
+
+    Call it with the batch that `ApolloProcessor` makes: `model(**batch).loss`,
+    `model.generate(**batch)`.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.llm.embed_tokens.weight"}
+
+    def __init__(self, config: ApolloConfig) -> None:
+        super().__init__(config)
+        self.model = ApolloModel(config)
+        text_config = config.text_config
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's token embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's token embeddings."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the LLM's head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's head."""
+        self.lm_head = value
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the three parts that training freezes or trains; each parameter is in one."""
+        return {
+            "encoders": self.model.encoders,
+            "connector": self.model.connector,
+            "llm": nn.ModuleList([self.model.llm, self.lm_head]),
+        }
+
+    def encode(self, pixel_values: list[torch.Tensor]) -> torch.Tensor:
+        """Run the encoders, see `ApolloModel.encode`."""
+        return self.model.encode(pixel_values)
+
+    def connect(self, features: torch.Tensor) -> torch.Tensor:
+        """Run the connector, see `ApolloModel.connect`."""
+        return self.model.connect(features)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: list[torch.Tensor] | None = None,
+        clip_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> ApolloOutput | tuple:
+        """Predict the next token everywhere.
+
+        Args:
+            input_ids: See `ApolloModel.forward`, as for the other inputs that are not named here.
+            attention_mask: As there.
+            pixel_values: As there.
+            clip_features: As there.
+            labels: Ids (B, L) to learn, -100 where there is nothing to learn.
+            num_items_in_batch: Number of supervised tokens in the whole optimiser step. With it the
+                loss is the sum over this batch divided by that number, so that accumulation and
+                ranks add up to one mean; without it the loss is this batch's mean.
+            inputs_embeds: As there.
+            position_ids: As there.
+            past_key_values: As there.
+            use_cache: As there.
+            logits_to_keep: Compute logits for the last so many tokens only, or for these positions;
+                0 for all.
+            kwargs: Handed to the LLM.
+
+        Returns:
+            Loss, logits (B, L, vocabulary) and cache.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            clip_features=clip_features,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+        output = ApolloOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Hand on the clips whose placeholders are still to be read, and no others.
+
+        After the first step that is none; in a later turn that goes on from a cache, the clips of
+        that turn. `pixel_values` are those of the whole text, as the processor makes them.
+        """
+        mixin: Any = super()
+        inputs = mixin.prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, **kwargs
+        )
+        if past_key_values is None or past_key_values.get_seq_length() == 0:
+            return inputs
+        clips = self._clips_of_rows(input_ids)
+        unread = self._clips_of_rows(inputs["input_ids"])
+        kept = [row[len(row) - len(rest) :] for row, rest in zip(clips, unread, strict=True)]
+        return _take_clips(inputs, kept if any(map(len, kept)) else None)
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Repeat each row with all of its clips, for beam search and for several answers."""
+        clips = {name: model_kwargs.pop(name) for name in CLIP_INPUTS if name in model_kwargs}
+        if expand_size > 1 and input_ids is not None:
+            rows = self._clips_of_rows(input_ids)
+            clips = _take_clips(clips, [row for row in rows for _ in range(expand_size)])
+        mixin: Any = super()
+        input_ids, model_kwargs = mixin._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **clips}
+
+    def _clips_of_rows(self, input_ids: torch.Tensor) -> list[torch.Tensor]:
+        """Return for each row of text (B, L) the numbers of its clips."""
+        num_placeholders = self.model.placeholders(input_ids).sum(1)
+        num_clips = (num_placeholders // self.config.tokens_per_clip).tolist()
+        return list(torch.arange(sum(num_clips), device=input_ids.device).split(num_clips))
+
+    @classmethod
+    def from_parts(
+        cls,
+        encoders: list[str | PathLike | PreTrainedModel],
+        llm: str | PathLike | PreTrainedModel,
+        tokenizer: Any,
+        connector: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> "ApolloForConditionalGeneration":
+        """Join pre-trained encoders and a pre-trained LLM by a new connector.
+
+        Args:
+            encoders: One or two encoders, image encoder first: models, or what their
+                `from_pretrained` takes. They are cut at the selected layer in place.
+            llm: A causal language model, or what its `from_pretrained` takes.
+            tokenizer: The LLM's tokenizer. The placeholder tokens are added to it where they are
+                missing, and the LLM's embeddings grow if it has no rows for them.
+            connector: Settings of the connector, see `ConnectorSettings`.
+            settings: Further fields of `ApolloConfig`, such as `tokens_per_clip`.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If a part is of an unknown kind or a setting does not exist.
+        """
+        new_special_tokens(tokenizer)
+        encoder_models = [
+            e if isinstance(e, PreTrainedModel) else load_encoder(e) for e in encoders
+        ]
+        if not isinstance(llm, PreTrainedModel):
+            llm = AutoModelForCausalLM.from_pretrained(llm)
+        if len(tokenizer) > llm.config.vocab_size:
+            llm.resize_token_embeddings(len(tokenizer))
+        if unknown := sorted(set(settings) - set(ApolloConfig.__dataclass_fields__)):
+            raise ValueError(f"from_parts: ApolloConfig has no setting {', '.join(unknown)}")
+        config = ApolloConfig(
+            encoders=[model.config for model in encoder_models],
+            text_config=llm.config,
+            connector=connector or {},
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
+            **settings,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        model.model.encoders = nn.ModuleList(
+            encoder_functions.cut(encoder, layer, config.frames_per_clip)
+            for encoder, layer in zip(encoder_models, config.selected_layers, strict=True)
+        )
+        model.model.llm = llm.base_model
+        model.lm_head = llm.get_output_embeddings()
+        model.model.connector.to_empty(device=llm.device).to(llm.dtype).apply(
+            init_connector_weights
+        )
+        model.generation_config = llm.generation_config
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        return model.eval()
+
+
+CLIP_INPUTS = ("pixel_values", "clip_features")
+
+
+def _take_clips(inputs: dict[str, Any], rows: list[torch.Tensor] | None) -> dict[str, Any]:
+    """Return the inputs with the clips of these rows only; with None, without any."""
+    others = {name: value for name, value in inputs.items() if name not in CLIP_INPUTS}
+    if rows is None:
+        return others
+    index = torch.cat(rows)
+    for name in CLIP_INPUTS:
+        value = inputs.get(name)
+        if value is not None:
+            is_list = isinstance(value, list)
+            others[name] = [part[index] for part in value] if is_list else value[index]
+    return others
+
+
+def load_encoder(path: str | PathLike) -> PreTrainedModel:
+    """Load an encoder from a directory or the Hub; of a checkpoint with a text half, the vision
+    half.
+
+    Raises:
+        ValueError: If it is no encoder of a known kind.
+    """
+    config = AutoConfig.from_pretrained(path)
+    config = getattr(config, "vision_config", config)
+    if config.model_type not in encoder_functions.ENCODERS:
+        known = ", ".join(encoder_functions.ENCODERS)
+        raise ValueError(f"{path}: unknown encoder {config.model_type!r}; choose from {known}")
+    kind = encoder_functions.ENCODERS[config.model_type]
+    return kind.model_class.from_pretrained(path, config=config)

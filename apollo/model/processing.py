@@ -1,0 +1,496 @@
+"""From messages to tensors: the prompt, the placeholders of each clip, the frames, and what is to
+be learnt.
+
+The processor is the one place that knows how a conversation becomes text. Its chat template writes
+one marker for each medium; the marker is then replaced by the medium's clips, each as N
+placeholders in the chosen one of four formats (paper Table 2). Media must be loaded already: this
+module opens no files and imports nothing else of apollo. Read next: `image_processing.py` for the
+frames, `modeling.py` for what happens at the placeholders.
+
+Shapes: B conversations, L length of the text, C clips in the batch, T frames, S frame size of an
+encoder.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .configuration import TOKEN_INTEGRATIONS, ApolloConfig
+from .encoders import preprocessing as encoder_preprocessing
+from .image_processing import Preprocessing
+
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_token|>", "<|video_token|>"
+IMAGE_START, IMAGE_END = "<|image_start|>", "<|image_end|>"
+VIDEO_START, VIDEO_END = "<|video_start|>", "<|video_end|>"
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
+
+SPECIAL_TOKENS = (
+    *(IMAGE_TOKEN, VIDEO_TOKEN, IMAGE_START, IMAGE_END, VIDEO_START, VIDEO_END),
+    *(START_OF_TURN, END_OF_TURN),
+)
+"""What the prompt is made of, by the names of the released `constants.py` and Qwen2.5's ChatML."""
+
+CHAT_TEMPLATE = """\
+{%- macro body(message) -%}
+  {%- if message.content is string -%}
+    {{- message.content -}}
+  {%- else -%}
+    {%- for part in message.content -%}
+      {%- if part.type == "text" -%}
+        {{- part.text -}}
+      {%- else -%}
+        {{- "<|" + part.type + "_token|>" + ("" if loop.last else "\\n") -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+  {{- "<|im_start|>" + message.role + "\\n" -}}
+  {%- if message.role == "assistant" -%}
+    {%- generation -%}{{- body(message) + "<|im_end|>" -}}{%- endgeneration -%}
+  {%- else -%}
+    {{- body(message) + "<|im_end|>" -}}
+  {%- endif -%}
+  {{- "\\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- "<|im_start|>assistant\\n" -}}
+{%- endif -%}
+"""
+"""ChatML as Qwen2.5 writes it, without a system message of its own. A line break follows a medium
+that something follows. The generation block marks what the model is trained on: the assistant's
+words and its end of turn.
+"""
+
+Message = dict[str, Any]
+Medium = tuple[str, Any]  # ("image" or "video", what the message holds)
+
+
+class ApolloProcessor(ProcessorMixin):
+    """Makes the batches of an Apollo model.
+
+    The call takes conversations: `processor(messages, ...)`. `apply_chat_template(messages,
+        tokenize=True,
+    return_dict=True)` is the same call under transformers' name, and `processor(text=...,
+    images=..., videos=...)` the same for text that a chat template has rendered already, one marker
+    for each medium.
+
+    Args:
+        tokenizer: The LLM's tokenizer with the `SPECIAL_TOKENS`, see `new_special_tokens`.
+        preprocessing: For each encoder the fields of its `Preprocessing`.
+        frames_per_clip: Frames T of a clip.
+        clip_duration_s: Seconds that a clip covers; for whoever samples the video.
+        tokens_per_clip: Placeholders N for each clip.
+        max_clips: The most clips a video should be sampled to; for whoever samples it. 84 is the
+            released setting: 65 % of a window of 16,384 tokens at 128 tokens a clip.
+        token_integration: One of `TOKEN_INTEGRATIONS`.
+        chat_template: Jinja template; `CHAT_TEMPLATE` by default.
+
+    Raises:
+        ValueError: If the tokenizer lacks a token or the format is unknown.
+    """
+
+    model_input_names = ["input_ids", "attention_mask", "pixel_values"]
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        preprocessing: list[dict[str, Any]],
+        frames_per_clip: int = 4,
+        clip_duration_s: float = 2.0,
+        tokens_per_clip: int = 128,
+        max_clips: int = 84,
+        token_integration: str = "timestamps",
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        vocabulary = tokenizer.get_vocab()
+        if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
+            raise ValueError(
+                f"the tokenizer lacks {', '.join(missing)}; call new_special_tokens(tokenizer)"
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token")
+        if token_integration not in TOKEN_INTEGRATIONS:
+            raise ValueError(
+                f"unknown token_integration {token_integration!r}; "
+                f"choose from {', '.join(TOKEN_INTEGRATIONS)}"
+            )
+        self.preprocessing = preprocessing
+        self.frames_per_clip = frames_per_clip
+        self.clip_duration_s = clip_duration_s
+        self.tokens_per_clip = tokens_per_clip
+        self.max_clips = max_clips
+        self.token_integration = token_integration
+        self._preprocessing = [Preprocessing(**fields) for fields in preprocessing]
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ApolloConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        max_clips: int = 84,
+        chat_template: str | None = None,
+    ) -> "ApolloProcessor":
+        """Make the processor that belongs to a model of this configuration."""
+        return cls(
+            tokenizer,
+            preprocessing=[asdict(encoder_preprocessing(encoder)) for encoder in config.encoders],
+            frames_per_clip=config.frames_per_clip,
+            clip_duration_s=config.clip_duration_s,
+            tokens_per_clip=config.tokens_per_clip,
+            max_clips=max_clips,
+            token_integration=config.token_integration,
+            chat_template=chat_template,
+        )
+
+    def __call__(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]] | None = None,
+        with_labels: bool = False,
+        add_generation_prompt: bool = False,
+        with_pixels: bool = True,
+        *,
+        text: str | list[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        padding_side: str | None = None,
+        padding: bool = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Make a batch.
+
+        Args:
+            messages: Conversations, or one of them. A video part holds loaded clips (`frames` uint8
+                (C, T, H, W, 3), `spans_s` (C, 2)), an image part a PIL image or a uint8 array (H,
+                W, 3).
+            with_labels: Add `labels`: the assistant's words and end of turn, -100 elsewhere.
+            add_generation_prompt: End with the start of an assistant's turn.
+            with_pixels: Add `pixel_values`; without them for a model that is given `clip_features`.
+            text: Instead of messages: text rendered by the chat template.
+            images: The images of `text`, in the order of their markers.
+            videos: The videos of `text`, in the order of their markers.
+            padding_side: "left" or "right"; by default left with `add_generation_prompt` and for
+                `text`, because what is generated must follow the text directly, and right
+                otherwise.
+            padding: Always true: a batch is padded to its longest conversation.
+            return_tensors: Always "pt".
+
+        Returns:
+            `input_ids` and `attention_mask` (B, L), `labels` (B, L) if asked for, and
+            `pixel_values`, for each encoder the clips of the batch (C, T, 3, S, S) in the order of
+            their placeholders; C may be 0.
+
+        Raises:
+            ValueError: If a message, a medium or the combination of options makes no sense.
+        """
+        if return_tensors != "pt" or not padding:
+            raise ValueError(
+                "only padded batches of torch tensors are made: leave padding=True, 'pt'"
+            )
+        if (messages is None) == (text is None):
+            raise ValueError("give either messages or text")
+        if with_labels and (add_generation_prompt or text is not None):
+            raise ValueError("with_labels needs messages without add_generation_prompt")
+        if messages is not None:
+            if images is not None or videos is not None:
+                raise ValueError("with messages, put images and videos into the messages")
+            prompts, spans, media = self._render(messages, add_generation_prompt)
+        else:
+            prompts = [text] if isinstance(text, str) else list(text or [])
+            spans = [[] for _ in prompts]
+            media = _media_of_text(prompts, images, videos)
+        for_generation = add_generation_prompt or text is not None
+        batch = self._tokenize(
+            prompts, spans, media, padding_side or ("right", "left")[for_generation]
+        )
+        labels = batch.pop("labels")
+        if with_labels:
+            if (empty := (labels != -100).sum(1) == 0).any():
+                row = int(empty.nonzero()[0])
+                raise ValueError(f"conversation {row} has no assistant message to learn from")
+            batch["labels"] = labels
+        if with_pixels:
+            batch["pixel_values"] = self._pixels([medium for row in media for medium in row])
+        return BatchFeature(batch)
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render messages, and with `tokenize` make the batch of them.
+
+        Args:
+            conversation: One conversation or several.
+            chat_template: Another template than the processor's; only without `tokenize`.
+            tokenize: Return a batch rather than text.
+            return_dict: With `tokenize`, return the whole batch rather than its `input_ids`.
+            add_generation_prompt: End with the start of an assistant's turn.
+            continue_final_message: Leave the last message open; only without `tokenize`.
+            processor_kwargs: With `tokenize`, other options of `__call__`.
+            kwargs: The same (with `tokenize`), or other options of transformers'
+                `apply_chat_template`.
+
+        Returns:
+            Text with one marker for each medium, or a batch.
+        """
+        if not tokenize:
+            single, conversations = _conversations(conversation)
+            stripped = [_read_conversation(messages)[0] for messages in conversations]
+            return super().apply_chat_template(
+                stripped[0] if single else stripped,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **kwargs,
+            )
+        if chat_template is not None or continue_final_message:
+            raise ValueError(
+                "chat_template and continue_final_message work without tokenize; "
+                "hand the text to the processor as text="
+            )
+        kwargs |= {"add_generation_prompt": add_generation_prompt, **(processor_kwargs or {})}
+        batch = self(conversation, **kwargs)
+        return batch if return_dict else batch["input_ids"]
+
+    def _render(
+        self, messages: Any, add_generation_prompt: bool
+    ) -> tuple[list[str], list[list[tuple[int, int]]], list[list[Medium]]]:
+        """Return for each conversation its text, the character spans to learn, and its media."""
+        _, conversations = _conversations(messages)
+        read = [_read_conversation(conversation) for conversation in conversations]
+        for kind, source in (medium for _, media in read for medium in media):
+            _check_medium(kind, source)
+        rendered: Any = render_jinja_template(
+            conversations=[stripped for stripped, _ in read],
+            chat_template=self.chat_template,  # type: ignore[arg-type]
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return *rendered, [media for _, media in read]
+
+    def _tokenize(
+        self,
+        prompts: list[str],
+        spans: list[list[tuple[int, int]]],
+        media: list[list[Medium]],
+        padding_side: str,
+    ) -> dict[str, Any]:
+        """Expand the markers, tokenise and pad."""
+        pieces = [self._pieces(*row) for row in zip(prompts, spans, media, strict=True)]
+        texts = [text for row in pieces for text, _ in row]
+        ids_of_texts = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        rows: list[list[int]] = []
+        labels: list[list[int]] = []
+        for row in pieces:
+            rows.append([])
+            labels.append([])
+            for (_, is_learnt), ids in zip(row, ids_of_texts, strict=False):
+                rows[-1] += ids
+                labels[-1] += ids if is_learnt else [-100] * len(ids)
+        return {
+            "input_ids": _pad(rows, self.tokenizer.pad_token_id, padding_side),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0, padding_side),
+            "labels": _pad(labels, -100, padding_side),
+        }
+
+    def _pieces(
+        self, prompt: str, spans: list[tuple[int, int]], media: list[Medium]
+    ) -> list[tuple[str, bool]]:
+        """Expand a prompt's markers and cut it at its spans: texts, and whether each is learnt.
+
+        Pieces are tokenised apart, so that a prompt has the same ids whether its answer follows in
+        training or is still to be generated.
+        """
+        expansions = iter([self._placeholders(medium) for medium in media])
+        pieces, end = [], 0
+        for start, stop in [*spans, (len(prompt), len(prompt))]:
+            outside = MARKER.sub(lambda _: next(expansions), prompt[end:start])
+            pieces += [(outside, False), (prompt[start:stop], True)]
+            end = stop
+        return pieces
+
+    def _placeholders(self, medium: Medium) -> str:
+        """Return the text that stands for a medium (paper Table 2). Images have no times."""
+        kind, source = medium
+        marked = self.token_integration in ("start_end", "timestamps_start_end")
+        timed = self.token_integration in ("timestamps", "timestamps_start_end")
+        if kind == "image":
+            clip = IMAGE_TOKEN * self.tokens_per_clip
+            return f"{IMAGE_START}{clip}{IMAGE_END}" if marked else clip
+        clip = VIDEO_TOKEN * self.tokens_per_clip
+        clip = f"{VIDEO_START}{clip}{VIDEO_END}" if marked else clip
+        if not timed:
+            return clip * len(source.frames)
+        # The paper gives the format of one clip and not what parts it from the next; a line break
+        # is our choice.
+        return "\n".join(f"clip from {mmss(s)}-{mmss(e)}:{clip}" for s, e in source.spans_s)
+
+    def _pixels(self, media: list[Medium]) -> list[torch.Tensor]:
+        """Return for each encoder the clips of all media, (C, T, 3, S, S)."""
+        arrays = [self._frames(medium) for medium in media]
+        return [self._encoder_pixels(prepare, arrays) for prepare in self._preprocessing]
+
+    def _encoder_pixels(self, prepare: Preprocessing, arrays: list[np.ndarray]) -> torch.Tensor:
+        clips = [torch.zeros(0, self.frames_per_clip, 3, prepare.image_size, prepare.image_size)]
+        for frames in arrays:
+            num_clips, num_frames = frames.shape[:2]
+            pixels = prepare(frames.reshape(num_clips * num_frames, *frames.shape[2:]))
+            pixels = pixels.unflatten(0, (num_clips, num_frames))
+            clips.append(pixels.expand(-1, self.frames_per_clip, -1, -1, -1))
+        return torch.cat(clips)
+
+    def _frames(self, medium: Medium) -> np.ndarray:
+        """Return a medium as uint8 (C, T or 1, H, W, 3); one frame is repeated once it is small."""
+        kind, source = medium
+        if kind == "video":
+            frames = np.asarray(source.frames)
+            if frames.shape[1] not in (1, self.frames_per_clip):
+                raise ValueError(
+                    f"a clip must have {self.frames_per_clip} frames, got {frames.shape[1]}; "
+                    "sample the video with the processor's frames_per_clip"
+                )
+            return frames
+        if isinstance(source, Image.Image):
+            source = np.asarray(source.convert("RGB"))
+        return source[None, None]
+
+
+MARKER = re.compile("|".join(re.escape(token) for token in (IMAGE_TOKEN, VIDEO_TOKEN)))
+
+
+def new_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Add to a tokenizer, in place, those `SPECIAL_TOKENS` it lacks.
+
+    Returns:
+        How many were added; the LLM's embeddings need as many more rows (`from_parts` sees to it).
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
+
+
+def mmss(seconds: float) -> str:
+    """Return a time as MM:SS, rounded to the nearest second; minutes go on past 99."""
+    whole = int(seconds + 0.5)
+    return f"{whole // 60:02d}:{whole % 60:02d}"
+
+
+def _pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
+    length = max(len(row) for row in rows)
+    out = torch.full((len(rows), length), value, dtype=torch.long)
+    for padded, row in zip(out, rows, strict=True):
+        start = length - len(row) if side == "left" else 0
+        padded[start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+    return out
+
+
+def _conversations(messages: Any) -> tuple[bool, list[list[Message]]]:
+    """Return whether these are the messages of one conversation, and a list of conversations."""
+    if not messages:
+        raise ValueError("no messages were given")
+    single = isinstance(messages[0], dict)
+    return single, [messages] if single else list(messages)
+
+
+def _read_conversation(conversation: Sequence[Message]) -> tuple[list[Message], list[Medium]]:
+    """Check a conversation and part text from media, so that templates never copy frames."""
+    if not conversation:
+        raise ValueError("a conversation has no messages")
+    stripped, media = [], []
+    for message in conversation:
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"role must be system, user or assistant, got {role!r}")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if not isinstance(content, list | tuple):
+            raise ValueError(
+                f"content must be text or a list of parts, got {type(content).__name__}"
+            )
+        parts = []
+        for part in content:
+            kind = part.get("type")
+            if kind not in ("text", "image", "video"):
+                raise ValueError(f"a part's type must be text, image or video, got {kind!r}")
+            if kind == "text":
+                parts.append({"type": "text", "text": _check_text(part.get("text"))})
+            elif role != "user":
+                raise ValueError(f"only the user's messages may hold media, found {kind} of {role}")
+            else:
+                parts.append({"type": kind})
+                media.append((kind, part.get(kind)))
+        stripped.append({"role": role, "content": parts})
+    return stripped, media
+
+
+def _check_text(text: Any) -> str:
+    """Refuse text that would be read as structure: a forged turn, or a stray placeholder."""
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a string, got {type(text).__name__}")
+    if found := [token for token in SPECIAL_TOKENS if token in text]:
+        raise ValueError(f"the text holds the reserved token {found[0]}; remove it")
+    return text
+
+
+def _check_medium(kind: str, source: Any) -> None:
+    if kind == "video":
+        frames, spans_s = getattr(source, "frames", None), getattr(source, "spans_s", None)
+        if frames is None or spans_s is None:
+            raise ValueError(
+                "a video must be loaded clips with frames and spans_s, got "
+                f"{type(source).__name__}; load it with apollo.video.load_clips"
+            )
+        shape = np.shape(frames)
+        if len(shape) != 5 or 0 in shape or np.shape(spans_s) != (shape[0], 2):
+            raise ValueError(
+                "a video's frames must be (clips, frames, height, width, 3), with one span for "
+                f"each clip; got {shape} and spans {np.shape(spans_s)}"
+            )
+    elif not isinstance(source, Image.Image) and np.ndim(source) != 3:
+        raise ValueError(
+            "an image must be a PIL image or a uint8 array (height, width, 3), got "
+            f"{type(source).__name__} of shape {np.shape(source)}"
+        )
+
+
+def _media_of_text(prompts: list[str], images: Any, videos: Any) -> list[list[Medium]]:
+    """Hand out the media of rendered text to its markers, in order."""
+    waiting = {"image": _flatten(images), "video": _flatten(videos)}
+    media: list[list[Medium]] = []
+    for kind, token in (("image", IMAGE_TOKEN), ("video", VIDEO_TOKEN)):
+        num_markers = sum(prompt.count(token) for prompt in prompts)
+        if num_markers != len(waiting[kind]):
+            raise ValueError(
+                f"the text has {num_markers} {token}, but {len(waiting[kind])} {kind}s were given"
+            )
+        for source in waiting[kind]:
+            _check_medium(kind, source)
+    for prompt in prompts:
+        kinds = ["image" if token == IMAGE_TOKEN else "video" for token in MARKER.findall(prompt)]
+        media.append([(kind, waiting[kind].pop(0)) for kind in kinds])
+    return media
+
+
+def _flatten(media: Any) -> list[Any]:
+    if media is None:
+        return []
+    if isinstance(media, list | tuple):
+        return [source for item in media for source in _flatten(item)]
+    return [media]

@@ -1,0 +1,442 @@
+"""The micro parts that Apollo is joined from: a tokenizer and language model, an image encoder, a video encoder.
+
+The paper joins *pre-trained* parts. At the micro scale they are trained here, on the micro world, through the same loop
+as everything else (`trainer.run_stage`): the language model on text alone (it reads transcripts and answers
+questions about them before it sees), the encoders by a sigmoid contrastive loss (SigLIP, arXiv 2303.15343) against
+short phrases that name one fact each. Read next: `recipes.py`, which joins them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.utils import ModelOutput
+
+from apollo.messages import Message
+from apollo.model.configuration import InternVideo2Config
+from apollo.model.encoders import preprocessing
+from apollo.model.image_processing import Preprocessing
+from apollo.model.internvideo2 import InternVideo2Model
+from apollo.runtime import make_run_dir, set_threads
+from apollo.train.checkpoint import latest_checkpoint
+from apollo.train.trainer import LoopSettings, Schedule, run_stage
+from apollo.world import corpus, language
+from apollo.world.render import frame
+from apollo.world.scene import Scene, make_scene
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
+VOCABULARY = 1536
+WIDTH = 128
+"""Width of both encoders."""
+PHRASE_TOKENS = 6
+"""Longest phrase that names a fact."""
+POOL = 12_000
+"""Frames or clips that an encoder is trained on; drawn once, kept in memory (1.2 GB of clips), seen several times."""
+SPLIT = r"\d\d:\d\d| ?\d| ?[A-Za-z]+|\n|[^\sA-Za-z0-9]| "
+"""Pieces that may become one token: a time MM:SS, one digit, one word. A small model copies a time in one step."""
+
+
+# ---- text
+
+
+def train_tokenizer(seed: int, num_texts: int = 4000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over the world's text, with Qwen2.5's control tokens and ChatML."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    times = [language.clock(s) for s in range(0, 122)] * 5
+    texts = (m["content"] for i in range(num_texts) for m in corpus.text_sample(seed, i))
+    tokenizer.train_from_iterator([*texts, " ".join(times)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerFast, messages: list[Message]
+) -> tuple[list[int], list[int]]:
+    """ChatML ids and labels; only what the assistant says, and its end of turn, is supervised."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for message in messages:
+        head = tokenizer.encode(f"<|im_start|>{message['role']}\n", add_special_tokens=False)
+        body = tokenizer.encode(f"{message['content']}<|im_end|>", add_special_tokens=False)
+        tail = tokenizer.encode("\n", add_special_tokens=False)
+        ids += head + body + tail
+        labels += [-100] * len(head)
+        labels += body if message["role"] == "assistant" else [-100] * len(body)
+        labels += [-100] * len(tail)
+    return ids, labels
+
+
+def text_batches(
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    rows: int,
+    everything: bool = False,
+    group: int = 8,
+    max_tokens: int = 1024,
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Batches of text: `group` batches are drawn together and cut by length, so that little is padding."""
+
+    @functools.lru_cache(maxsize=2)
+    def drawn(number: int) -> list[list[tuple[list[int], list[int]]]]:
+        samples = [corpus.text_sample(seed, number * rows * group + i) for i in range(rows * group)]
+        encoded = sorted(
+            (encode_text(tokenizer, s) for s in samples), key=lambda pair: len(pair[0])
+        )
+        parts = [encoded[i * rows : (i + 1) * rows] for i in range(group)]
+        return [parts[i] for i in np.random.default_rng([seed, 12, number]).permutation(group)]
+
+    def batch_at(i: int) -> dict[str, torch.Tensor]:
+        part = drawn(i // group)[i % group]
+        length = min(max(len(ids) for ids, _ in part), max_tokens)
+        ids = torch.full((rows, length), tokenizer.pad_token_id)
+        labels = torch.full((rows, length), -100)
+        for row, (tokens, targets) in enumerate(part):
+            ids[row, : len(tokens)] = torch.tensor(tokens[:length])
+            targets = tokens if everything else targets
+            labels[row, : len(targets)] = torch.tensor(targets[:length])
+        # Padding is on the right and never supervised, so that the causal mask alone is exact, and faster.
+        return {"input_ids": ids, "labels": labels}
+
+    return batch_at
+
+
+def language_model(
+    tokenizer: PreTrainedTokenizerFast, width: int = 192, layers: int = 5
+) -> Qwen2ForCausalLM:
+    """A Qwen2 of this width with heads of 64 and tied embeddings."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCABULARY + 64,  # room for the placeholders that the processor adds
+            hidden_size=width,
+            intermediate_size=width * 8 // 3 // 32 * 32,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,  # few wide heads: attention is what costs on a CPU
+            num_key_value_heads=1,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def train_language_model(
+    tokenizer: PreTrainedTokenizerFast, out_dir: Path, steps: int, seed: int, resume: bool
+) -> None:
+    """Train the language model on the world's text; it ends up in `out_dir/model`, with tokenizer.
+
+    A quarter of the steps predict every token, which teaches the language and, transcripts being full
+    of repetition, to copy from the context; the others predict only what the assistant says.
+    """
+    torch.manual_seed(seed)
+    model = language_model(tokenizer)
+    loop = LoopSettings(
+        seed=seed, mixed_precision="bf16", num_workers=1, log_every=20, save_every=200
+    )
+    newest = latest_checkpoint(out_dir) if resume else None
+    for index, (name, share, everything) in enumerate(
+        (("language", 0.25, True), ("reading", 0.75, False))
+    ):
+        if newest and newest.state.stage_index > index:
+            continue
+        run_stage(
+            model,
+            text_batches(tokenizer, seed + index, rows=16, everything=everything),
+            Schedule(
+                name=name,
+                steps=int(steps * share),
+                learning_rates={"model": 1.5e-3},
+                weight_decay=0.05,
+            ),
+            loop,
+            out_dir,
+            stage_index=index,
+            resume=resume or index > 0,
+        )
+    model.save_pretrained(out_dir / "model")
+    tokenizer.save_pretrained(out_dir / "model")
+
+
+# ---- encoders
+
+
+class FactNaming(nn.Module):
+    """An encoder that learns to name facts: sigmoid contrastive loss between its tokens and short phrases.
+
+    As SigLIP (arXiv 2303.15343) every pair of picture and phrase is its own yes-or-no question. Two differences, both
+    because the micro world knows its truth: a phrase is compared with the best fitting of the encoder's tokens, as in
+    FILIP (arXiv 2111.07783), and a phrase of another row that happens to be true here counts as true.
+
+    Args:
+        encoder: Gives `last_hidden_state` (B, P, D) for `pixel_values`.
+        width: D.
+        vocabulary: Size of the tokenizer.
+        num_extra_tokens: Leading tokens that are no patches.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, width: int, vocabulary: int, num_extra_tokens: int = 0
+    ) -> None:
+        super().__init__()
+        self.encoder, self.num_extra_tokens = encoder, num_extra_tokens
+        self.words = nn.Embedding(vocabulary, width)
+        self.order = nn.Parameter(torch.randn(PHRASE_TOKENS, width))
+        self.phrase = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        # SigLIP's start: scale 10 and a bias that answers "no" to almost every pair.
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.bias = nn.Parameter(torch.tensor(-4.0))
+
+    def scores(self, pixel_values: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of B inputs and K phrases; `phrases` (K, PHRASE_TOKENS) ids, padded with -1."""
+        tokens = self.encoder(pixel_values=pixel_values).last_hidden_state[
+            :, self.num_extra_tokens :
+        ]
+        tokens = F.normalize(self.project(tokens), dim=-1)
+        words = self.words(phrases.clamp(min=0)) * self.order * (phrases >= 0)[..., None]
+        meaning = F.normalize(self.phrase(words.sum(1)), dim=-1)
+        similarity = torch.einsum("bpd,kd->bkp", tokens, meaning) * self.log_scale.exp()
+        return similarity.float().logsumexp(-1) + self.bias
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        phrases: torch.Tensor,
+        truth: torch.Tensor,
+        num_items_in_batch: int | None = None,
+    ) -> ModelOutput:
+        """Loss of the pairs, averaged over the inputs of the global step; `truth` (B, K) is 1 where a phrase holds."""
+        logits = self.scores(pixel_values, phrases)
+        loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        # Few of the pairs are true; weigh both answers the same, so that "no" to everything is no way out.
+        positive, negative = truth.sum().clamp(min=1), (1 - truth).sum().clamp(min=1)
+        rows = num_items_in_batch or len(truth)
+        loss = (loss * truth).sum() / positive + (loss * (1 - truth)).sum() / negative * 4
+        return ModelOutput(loss=loss * len(truth) / rows, logits=logits)
+
+
+def fact_batches(
+    kind: str, tokenizer: PreTrainedTokenizerFast, prepare: Preprocessing, seed: int, rows: int
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Batches of frames ("frame") or of clips ("clip"), drawn from scenes, with the phrases that are true of any row."""
+
+    @functools.cache
+    def encode(phrase: str) -> tuple[int, ...]:
+        ids = tokenizer.encode(" " + phrase, add_special_tokens=False)[:PHRASE_TOKENS]
+        return tuple(ids + [-1] * (PHRASE_TOKENS - len(ids)))
+
+    @functools.cache
+    def drawn(number: int) -> tuple[torch.Tensor, list[str]]:
+        rng = np.random.default_rng([seed, 13, number])
+        frames, facts = draw_facts(kind, make_scene(seed, int(rng.integers(2**40))), rng)
+        return prepare(frames).half(), facts
+
+    def batch_at(i: int) -> dict[str, torch.Tensor]:
+        numbers = np.random.default_rng([seed, 14, max(i, 0)]).integers(POOL, size=rows)
+        if i < 0:  # held out
+            numbers = POOL + np.arange(rows) - i * rows
+        samples = [drawn(int(number)) for number in numbers]
+        phrases = sorted({fact for _, facts in samples for fact in facts})
+        column = {phrase: k for k, phrase in enumerate(phrases)}
+        truth = torch.zeros(rows, len(phrases))
+        for row, (_, facts) in enumerate(samples):
+            truth[row, [column[fact] for fact in facts]] = 1
+        pixels = torch.stack([frames for frames, _ in samples]).float()
+        return {
+            "pixel_values": pixels[:, 0] if kind == "frame" else pixels,
+            "phrases": torch.tensor([encode(phrase) for phrase in phrases]),
+            "truth": truth,
+        }
+
+    return batch_at
+
+
+def draw_facts(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    """One frame or one clip (T, H, W, 3) of a scene and its facts; clips in which something happens come more often."""
+    if kind == "frame":
+        t = corpus.telling_time(scene, rng)
+        return frame(scene, t)[None], language.frame_facts(scene, t)
+    spans = language.clip_spans(scene.duration_s)
+    if spans[-1][1] - spans[-1][0] < 1.6:
+        spans = spans[:-1]
+    eventful = np.array([bool(events) for events in language.assign(scene, spans)])
+    weights = np.where(eventful, 4.0, 1.0)
+    clip = int(rng.choice(len(spans), p=weights / weights.sum()))
+    times = spans[clip][0] + 0.5 * np.arange(4)
+    return np.stack([frame(scene, float(t)) for t in times]), language.clip_facts(
+        scene, spans, clip
+    )
+
+
+def naming_accuracy(
+    model: FactNaming, batches: Callable[[int], dict[str, torch.Tensor]], num_batches: int
+) -> float:
+    """Share of the true pairs that score above 0 minus the share of false ones that do: 1 is perfect, 0 blind."""
+    hits = false = positives = negatives = 0.0
+    for i in range(num_batches):
+        batch = batches(-1 - i)
+        said = model.scores(batch["pixel_values"], batch["phrases"]) > 0
+        truth = batch["truth"].bool()
+        hits, positives = hits + float((said & truth).sum()), positives + float(truth.sum())
+        false, negatives = false + float((said & ~truth).sum()), negatives + float((~truth).sum())
+    return hits / positives - false / negatives
+
+
+def image_encoder() -> SiglipVisionModel:
+    """SigLIP's vision model for 64 pixels: 8 x 8 patches, 128 wide, 4 layers."""
+    return SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=8,
+            vision_use_head=False,
+        )
+    )
+
+
+def video_encoder() -> InternVideo2Model:
+    """InternVideo2's architecture for clips of 4 frames of 64 pixels: 4 x 4 x 4 patches, 128 wide, 4 layers."""
+    return InternVideo2Model(
+        InternVideo2Config(
+            d_model=WIDTH,
+            num_heads=2,
+            depth=4,
+            img_size=64,
+            patch_size=16,
+            num_frames=4,
+            mlp_ratio=3,
+            init_values=0.1,
+        )
+    )
+
+
+def train_encoder(
+    kind: str,
+    encoder: PreTrainedModel,
+    num_extra_tokens: int,
+    tokenizer: PreTrainedTokenizerFast,
+    out_dir: Path,
+    steps: int,
+    seed: int,
+    resume: bool,
+) -> None:
+    """Train an encoder to name facts of frames or clips; it alone ends up in `out_dir/model`."""
+    model = FactNaming(encoder, WIDTH, VOCABULARY, num_extra_tokens)
+    batches = fact_batches(kind, tokenizer, preprocessing(encoder.config), seed, rows=64)
+    run_stage(
+        model,
+        batches,
+        Schedule(
+            name=encoder.config.model_type,
+            steps=steps,
+            learning_rates={"model": 1e-3},
+            weight_decay=0.02,
+        ),
+        LoopSettings(
+            seed=seed,
+            mixed_precision="bf16",
+            num_workers=1,
+            log_every=20,
+            save_every=500,
+            eval_every=200,
+        ),
+        out_dir,
+        resume=resume,
+        on_eval=lambda model, step: {"naming": naming_accuracy(model, batches, 4)},
+    )
+    encoder.save_pretrained(out_dir / "model")
+
+
+def train_image_encoder(
+    tokenizer: PreTrainedTokenizerFast, out_dir: Path, steps: int, seed: int, resume: bool
+) -> None:
+    """Train the SigLIP-style image encoder on single frames."""
+    torch.manual_seed(seed)
+    train_encoder("frame", image_encoder(), 0, tokenizer, out_dir, steps, seed, resume)
+
+
+def train_video_encoder(
+    tokenizer: PreTrainedTokenizerFast, out_dir: Path, steps: int, seed: int, resume: bool
+) -> None:
+    """Train the video encoder of InternVideo2's architecture on clips of four frames."""
+    torch.manual_seed(seed)
+    train_encoder("clip", video_encoder(), 1, tokenizer, out_dir, steps, seed, resume)
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a part is trained, and for how many steps unless told otherwise."""
+
+    train: Callable[[PreTrainedTokenizerFast, Path, int, int, bool], None]
+    steps: int
+
+
+PARTS: dict[str, Part] = {
+    "llm": Part(train_language_model, 2000),
+    "siglip": Part(train_image_encoder, 1200),
+    "internvideo2": Part(train_video_encoder, 2000),
+}
+"""Name on the command line -> micro part. All share the tokenizer that the seed decides."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `apollo part`.
+
+    Args:
+        args: name, out (folder of the run), steps (or None), seed, resume.
+    """
+    if args.name not in PARTS:
+        raise ValueError(f"no part {args.name!r}; there are: {', '.join(PARTS)}")
+    part = PARTS[args.name]
+    out_dir = make_run_dir(args.out, resume=args.resume)
+    set_threads()
+    part.train(
+        train_tokenizer(args.seed), out_dir, args.steps or part.steps, args.seed, args.resume
+    )
+    print(f"trained part: {out_dir / 'model'}")
+    return 0

@@ -1,0 +1,277 @@
+"""From a recipe to a run directory: `apollo train`.
+
+`train` is the middle of three hops, command -> train -> run_stage. It joins the parts, gives each
+stage its batches, and leaves behind config.yaml (replays the run), log.jsonl, curves.png,
+checkpoints and model/. Read next: `recipes.py` for the values, `trainer.py` for the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoTokenizer
+
+from apollo.config import (
+    ConfigError,
+    apply_overrides,
+    config_hash,
+    load_config,
+    save_config,
+    to_yaml,
+)
+from apollo.data.collate import BatchMaker, fill_cache
+from apollo.data.features import FeatureCache, fingerprint
+from apollo.data.formats import Record, read_records
+from apollo.data.mixture import Mixture
+from apollo.model.modeling import ApolloForConditionalGeneration
+from apollo.model.processing import ApolloProcessor
+from apollo.runtime import make_run_dir, progress, set_seed
+from apollo.train.checkpoint import latest_checkpoint
+from apollo.train.optim import check_learning_rates
+from apollo.train.recipes import RECIPES, ModelSettings, Stage, TrainConfig
+from apollo.train.trainer import AUTOCAST, LoopSettings, run_stage
+from apollo.video import ClipSampling
+
+OnEval = Callable[[nn.Module, int], dict[str, float]]
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `apollo train`.
+
+    Args:
+        args: recipe (name or None), config (a config.yaml or None), set (overrides), out (folder or
+            None), print_config, resume.
+    """
+    config = _resolve_config(args)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    model_dir = train(config, resume=args.resume)
+    Console(stderr=True).print(f"trained model: {model_dir}")
+    return 0
+
+
+def train(config: TrainConfig, resume: bool = False, on_eval: OnEval | None = None) -> Path:
+    """Train all stages of a recipe.
+
+    Args:
+        config: What to train.
+        resume: Go on in a folder where the same config was stopped.
+        on_eval: See `run_stage`.
+
+    Returns:
+        The folder of the finished model, with its processor.
+
+    Raises:
+        ValueError: A setting, a part or a record that cannot be used.
+    """
+    process = PartialState()
+    if not config.stages:
+        raise ValueError("there are no stages to train")
+    sources = [_read_sources(stage, config.data_dir) for stage in config.stages]
+    set_seed(config.loop.seed)  # the new connector's weights
+    model, processor = join_parts(config.model, config.stages[-1].max_clips)
+    for stage in config.stages:  # now, rather than hours later when its turn comes
+        check_learning_rates(model.parts(), stage.learning_rates)
+        _size_of_batch(stage, config.loop, process.num_processes)
+    if process.is_main_process:
+        _prepare_run_dir(config, resume)
+    process.wait_for_everyone()
+
+    newest = latest_checkpoint(config.out_dir)
+    if newest:
+        newest.load_weights(model)
+    first = newest.state.stage_index if newest else 0
+    for index, stage in enumerate(config.stages[first:], start=first):
+        batches = _make_batches(config, stage, sources[index], index, model, processor)
+        run_stage(
+            model,
+            batches,
+            stage,
+            config.loop,
+            config.out_dir,
+            stage_index=index,
+            resume=resume or index > first,
+            on_eval=on_eval,
+        )
+
+    model_dir = config.out_dir / "model"
+    if process.is_main_process:
+        model.save_pretrained(model_dir)
+        processor.save_pretrained(model_dir)
+    process.wait_for_everyone()
+    return model_dir
+
+
+def join_parts(
+    settings: ModelSettings, max_clips: int
+) -> tuple[ApolloForConditionalGeneration, ApolloProcessor]:
+    """Load the trained parts and join them by a new connector, all in float32.
+
+    Args:
+        settings: Which parts, and how.
+        max_clips: Largest number of clips of a video, for whoever uses the finished model.
+
+    Raises:
+        ValueError: A part is not there.
+    """
+    for folder in (*settings.encoders, settings.llm):
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"no model part in {folder}: it has no config.json")
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.llm)
+    model = ApolloForConditionalGeneration.from_parts(
+        encoders=list(settings.encoders),
+        llm=settings.llm,
+        tokenizer=tokenizer,
+        connector=asdict(settings.connector),
+        tokens_per_clip=settings.tokens_per_clip,
+        frames_per_clip=settings.frames_per_clip,
+        clip_duration_s=settings.clip_duration_s,
+        token_integration=settings.token_integration,
+        note=settings.note,
+    ).float()
+    return model, ApolloProcessor.from_config(model.config, tokenizer, max_clips)
+
+
+# ---- the config of a run
+
+
+def _resolve_config(args: argparse.Namespace) -> TrainConfig:
+    """Make the config from a recipe's name, a file, or the run that is to be resumed."""
+    if args.recipe and args.config:
+        raise ConfigError("give a recipe or --config, not both")
+    if args.recipe:
+        if args.recipe not in RECIPES:
+            raise ConfigError(f"no recipe {args.recipe!r}; there are: {', '.join(sorted(RECIPES))}")
+        config = RECIPES[args.recipe]()
+    elif args.config:
+        config = load_config(TrainConfig, args.config)
+    elif args.resume and args.out:
+        config = load_config(TrainConfig, Path(args.out) / "config.yaml")
+    else:
+        raise ConfigError(f"name a recipe ({', '.join(sorted(RECIPES))}) or give --config FILE")
+    config = apply_overrides(config, args.set or [])
+    return replace(config, out_dir=Path(args.out)) if args.out else config
+
+
+def _prepare_run_dir(config: TrainConfig, resume: bool) -> None:
+    """Make the folder of the run and write its config; when resuming, the config must be the same.
+
+    Raises:
+        ValueError: The folder holds another run, or no run to resume.
+    """
+    path = config.out_dir / "config.yaml"
+    if not resume:
+        make_run_dir(config.out_dir)
+        save_config(config, path)
+        return
+    if not path.is_file():
+        raise ValueError(f"nothing to resume in {config.out_dir}: it has no config.yaml")
+    earlier = replace(load_config(TrainConfig, path), out_dir=config.out_dir)
+    if config_hash(earlier) != config_hash(config):
+        raise ValueError(
+            f"{path} is not the config given; resume it with --resume --out {config.out_dir} alone"
+        )
+
+
+# ---- the batches of a stage
+
+
+def _read_sources(stage: Stage, data_dir: Path) -> list[list[Record]]:
+    if not stage.sources:
+        raise ValueError(f"stage {stage.name}: there are no sources")
+    return [read_records(data_dir / source.path) for source in stage.sources]
+
+
+def _make_batches(
+    config: TrainConfig,
+    stage: Stage,
+    sources: list[list[Record]],
+    stage_index: int,
+    model: ApolloForConditionalGeneration,
+    processor: ApolloProcessor,
+) -> BatchMaker:
+    """Lay out the stage's mixture; encode its media beforehand if that is wanted and possible."""
+    mixture = Mixture(
+        sizes=[len(records) for records in sources],
+        weights=[source.weight for source in stage.sources],
+        length=stage.steps * stage.batch_size,
+        seed=config.loop.seed * 1_000 + stage_index,
+    )
+    sampling = ClipSampling(
+        frames_per_clip=processor.frames_per_clip,
+        clip_duration_s=processor.clip_duration_s,
+        max_clips=stage.max_clips,
+    )
+    process = PartialState()
+    if process.is_main_process:
+        _show_mixture(stage, mixture)
+    batches = BatchMaker(
+        sources,
+        mixture,
+        processor,
+        batch_size=_size_of_batch(stage, config.loop, process.num_processes),
+        sampling=sampling,
+        max_tokens=model.model.llm.config.max_position_embeddings,
+    )
+    if config.feature_cache_dir and not stage.learning_rates["encoders"]:
+        batches.cache = _fill_cache(config, batches, model, process)
+    return batches
+
+
+def _size_of_batch(stage: Stage, loop: LoopSettings, num_processes: int) -> int:
+    pieces = loop.gradient_accumulation * num_processes
+    if stage.batch_size % pieces:
+        raise ValueError(
+            f"stage {stage.name}: batch_size {stage.batch_size} must be a multiple of "
+            f"gradient_accumulation {loop.gradient_accumulation} x {num_processes} processes"
+        )
+    return stage.batch_size // pieces
+
+
+def _fill_cache(
+    config: TrainConfig,
+    batches: BatchMaker,
+    model: ApolloForConditionalGeneration,
+    process: PartialState,
+) -> FeatureCache:
+    """Encode what the stage will show and the cache does not hold yet."""
+    assert config.feature_cache_dir is not None
+    settings = {
+        "sampling": asdict(batches.sampling),
+        "encoders": fingerprint(model.parts()["encoders"]),
+        "precision": config.loop.mixed_precision,
+    }
+    cache = FeatureCache(config.feature_cache_dir, settings)
+    dtype = AUTOCAST[config.loop.mixed_precision]
+
+    @torch.no_grad()
+    def encode(pixel_values: list[torch.Tensor]) -> torch.Tensor:
+        with torch.autocast(process.device.type, dtype, enabled=dtype is not None):
+            return model.encode(pixel_values)
+
+    drawn = {batches.mixture[i] for i in range(len(batches.mixture))}
+    records = [batches.sources[source][place] for source, place in sorted(drawn)]
+    if process.is_main_process:
+        model.to(process.device).eval()
+        fill_cache(cache, records, batches.sampling, batches.processor, encode, progress)
+    process.wait_for_everyone()
+    return cache
+
+
+def _show_mixture(stage: Stage, mixture: Mixture) -> None:
+    """Print what the stage will draw from each source."""
+    table = Table("source", "records", "drawn", "share", "passes", title=f"stage {stage.name}")
+    for source, size, count in zip(stage.sources, mixture.sizes, mixture.counts(), strict=True):
+        share, passes = count / len(mixture), count / size
+        table.add_row(str(source.path), f"{size}", f"{count}", f"{share:.1%}", f"{passes:.2f}")
+    Console(stderr=True).print(table)

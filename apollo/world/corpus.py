@@ -1,0 +1,302 @@
+"""Conversations about scenes: the four data types of the paper (text, image, multi-image, video) as messages.
+
+Each function takes a scene and a `header` that stands for what is seen: media parts (a video, pictures) or the same thing
+in words. The words make the text from which a language model learns to read and to reason over transcripts before it
+sees, and they ask exactly what is later asked of the video. Read next: `make.py`, `apollo/train/parts.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apollo.messages import Message, question_prompt
+from apollo.world import language
+from apollo.world.language import clock
+from apollo.world.questions import FAMILIES, ORDINALS, PLACES, Question, ask_all
+from apollo.world.scene import (
+    COLOURS,
+    DIGITS,
+    GROUNDS,
+    OPPOSITE,
+    SPLITS,
+    TEXTURES,
+    WORDS,
+    Scene,
+    at,
+    colour_at,
+    make_scene,
+    place_of,
+)
+
+Header = str | list[dict]
+DESCRIBE = "Describe the clip from {}."
+CAPTION = "Describe the image."
+
+
+def _turns(header: Header, exchanges: Sequence[tuple[str, str]]) -> list[Message]:
+    """A conversation of several turns whose first user message opens with the header."""
+    messages: list[Message] = []
+    for i, (asked, answer) in enumerate(exchanges):
+        content: str | list[dict] = asked
+        if i == 0 and isinstance(header, str):
+            content = f"{header}\n{asked}" if header else asked
+        elif i == 0:
+            content = [*header, {"type": "text", "text": asked}]
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+def _exchange(
+    question: Question, rng: np.random.Generator, open_share: float = 0.25
+) -> tuple[str, str]:
+    """The question as asked and its answer; a share is asked without options."""
+    if rng.random() < open_share:
+        return question.question, question.answer
+    return question_prompt(
+        question.question, question.options(int(rng.integers(4)))
+    ), question.answer
+
+
+def about_video(
+    scene: Scene,
+    questions: Sequence[Question],
+    rng: np.random.Generator,
+    header: Header,
+    spans: np.ndarray,
+    max_turns: int = 6,
+    describe_share: float = 0.0,
+) -> list[Message]:
+    """Questions about a video, in random order, some turns asking to describe a clip instead.
+
+    Args:
+        scene: What the video shows.
+        questions: At most `max_turns` of these are asked.
+        rng: Decides order, options and turns.
+        header: The video as a part, or its transcript.
+        spans: (C, 2) the clips that are seen, in seconds.
+        max_turns: Most exchanges of the conversation.
+        describe_share: Chance that a turn asks to describe one clip.
+    """
+    told = language.lines(scene, spans) if describe_share else []
+    weights = np.array([0.3 if FAMILIES[q.family].needs != "frames" else 1.0 for q in questions])
+    order = rng.choice(
+        len(questions),
+        size=min(max_turns, len(questions)),
+        replace=False,
+        p=weights / weights.sum(),
+    )
+    exchanges = []
+    for i in order:
+        if rng.random() < describe_share:
+            clip = int(rng.integers(len(spans)))
+            start, end = spans[clip]
+            exchanges.append((DESCRIBE.format(f"{clock(start)}-{clock(end)}"), told[clip]))
+        else:
+            exchanges.append(_exchange(questions[i], rng))
+    return _turns(header, exchanges)
+
+
+def captions_of_video(
+    scene: Scene, rng: np.random.Generator, header: Header, spans: np.ndarray, max_turns: int = 8
+) -> list[Message]:
+    """Describe up to `max_turns` clips of a video one after another, in the order of time."""
+    told = language.lines(scene, spans)
+    clips = np.sort(rng.permutation(len(spans))[:max_turns])
+    return _turns(
+        header,
+        [(DESCRIBE.format(f"{clock(spans[c][0])}-{clock(spans[c][1])}"), told[c]) for c in clips],
+    )
+
+
+def caption_of_image(scene: Scene, t: float, header: Header) -> list[Message]:
+    """Describe one frame."""
+    return _turns(header, [(CAPTION, language.caption(scene, t))])
+
+
+def _image_questions(scene: Scene, t: float, rng: np.random.Generator) -> list[Question]:
+    """What one frame can be asked."""
+
+    def wrong(answer: str, pool: Sequence[str]) -> list[str]:
+        others = [v for v in pool if v != answer]
+        return [others[i] for i in rng.permutation(len(others))[:3]]
+
+    seen = [thing for thing in scene.things if language.in_view(scene, thing, t)]
+    out = [
+        Question(
+            "image_ground",
+            "Which colour is the ground?",
+            scene.ground,
+            wrong(scene.ground, tuple(GROUNDS)),
+        )
+    ]
+    count = sum(thing.kind == "shape" for thing in seen)
+    if scene.genre == "stage":
+        out.append(
+            Question(
+                "image_count",
+                "How many shapes are there?",
+                str(count),
+                wrong(str(count), ("0", "1", "2", "3", "4")),
+            )
+        )
+    for thing in seen:
+        x, y = at(thing.position, t) - at(scene.camera, t)
+        place, colour = place_of(x, y), colour_at(thing, t)
+        if thing.kind == "sign":
+            pool = DIGITS if thing.name.isdigit() else WORDS
+            out.append(
+                Question(
+                    "image_sign", "What does the sign say?", thing.name, wrong(thing.name, pool)
+                )
+            )
+            continue
+        out.append(
+            Question(
+                "image_colour",
+                f"Which colour is the {thing.name}?",
+                colour,
+                wrong(colour, tuple(COLOURS)),
+            )
+        )
+        out.append(
+            Question("image_place", f"Where is the {thing.name}?", place, wrong(place, PLACES))
+        )
+        if thing.kind == "shape":
+            pool = (*TEXTURES, "chequered")
+            out.append(
+                Question(
+                    "image_texture",
+                    f"Which texture has the {thing.name}?",
+                    thing.texture,
+                    wrong(thing.texture, pool),
+                )
+            )
+    return out
+
+
+def about_image(
+    scene: Scene, t: float, rng: np.random.Generator, header: Header, max_turns: int = 4
+) -> list[Message]:
+    """Questions about one frame."""
+    questions = _image_questions(scene, t, rng)
+    return _turns(
+        header, [_exchange(questions[i], rng) for i in rng.permutation(len(questions))[:max_turns]]
+    )
+
+
+def about_images(
+    shown: Sequence[tuple[Scene, float]], rng: np.random.Generator, header: Header
+) -> list[Message]:
+    """Which of several pictures shows this? Asked of what one of them alone has."""
+    names = [
+        {
+            thing.label if thing.kind != "sign" else f"sign {thing.name}"
+            for thing in scene.things
+            if language.in_view(scene, thing, t)
+        }
+        for scene, t in shown
+    ]
+    grounds = [scene.ground for scene, _ in shown]
+    exchanges = []
+    for i, mine in enumerate(names):
+        only = sorted(mine - set().union(*(other for j, other in enumerate(names) if j != i)))
+        if only:
+            exchanges.append(
+                (f"Which image shows the {only[int(rng.integers(len(only)))]}?", ORDINALS[i])
+            )
+        if grounds.count(grounds[i]) == 1:
+            exchanges.append((f"Which image has {grounds[i]} ground?", ORDINALS[i]))
+    with_sign = sum(any(name.startswith("sign ") for name in mine) for mine in names)
+    exchanges.append(("How many images show a sign?", str(with_sign)))
+    return _turns(header, [exchanges[i] for i in rng.permutation(len(exchanges))[:3]])
+
+
+def fact(rng: np.random.Generator) -> list[Message]:
+    """Text-only facts and instructions about the world's words."""
+    exchanges = []
+    for _ in range(int(rng.integers(1, 4))):
+        kind = int(rng.integers(5))
+        word = str(rng.choice(list(OPPOSITE)))
+        digit = int(rng.integers(0, 9))
+        texts = [str(w) for w in rng.choice(WORDS, size=4, replace=False)]
+        if kind == 0:
+            others = [d for d in (*OPPOSITE, "centre") if d != OPPOSITE[word]]
+            wrong = [others[i] for i in rng.permutation(len(others))[:3]]
+            exchanges.append(
+                _exchange(
+                    Question("", f"What is the opposite of {word}?", OPPOSITE[word], wrong), rng
+                )
+            )
+        elif kind == 1:
+            others = [d for d in DIGITS if d != str(digit + 1)]
+            wrong = [others[i] for i in rng.permutation(len(others))[:3]]
+            exchanges.append(
+                _exchange(
+                    Question(
+                        "",
+                        f"Which digit comes after {digit} when one counts?",
+                        str(digit + 1),
+                        wrong,
+                    ),
+                    rng,
+                )
+            )
+        elif kind == 2:
+            exchanges.append((f"Repeat: {' '.join(texts)}.", f"{' '.join(texts)}."))
+        elif kind == 3:
+            i = int(rng.integers(4))
+            exchanges.append((f"Which word is {ORDINALS[i]}: {' '.join(texts)}?", texts[i]))
+        else:
+            start = int(rng.integers(0, 30)) * 2
+            length = int(rng.integers(1, 8)) * 2
+            exchanges.append(
+                (
+                    f"How many seconds are there from {clock(start)} to {clock(start + length)}?",
+                    str(length),
+                )
+            )
+    return _turns("", exchanges)
+
+
+def telling_time(scene: Scene, rng: np.random.Generator) -> float:
+    """A moment of the scene in seconds; in half of the scenes that have signs, one that shows a sign."""
+    signs = scene.of_kind("sign")
+    if signs and rng.random() < 0.5:
+        return signs[int(rng.integers(len(signs)))].middle_s
+    return float(rng.uniform(0, scene.duration_s))
+
+
+# -- text alone -------------------------------------------------------------------------------------------------------
+
+
+def _scene(rng: np.random.Generator, seed: int, split: str, long_share: float = 0.15) -> Scene:
+    """Any scene of the split; those over 24 s are thinned out, attention being quadratic in their length."""
+    while True:
+        scene = make_scene(seed, int(rng.integers(2**40)), split)
+        if scene.duration_s <= 24 or rng.random() < long_share:
+            return scene
+
+
+def text_sample(seed: int, index: int, split: str = "train") -> list[Message]:
+    """The text-only conversation with this number: a video, a picture or several told in words, or facts."""
+    rng = np.random.default_rng([seed, SPLITS[split], index, 2])
+    kind = rng.random()
+    if kind < 0.08:
+        return fact(rng)
+    scene = _scene(rng, seed, split)
+    if kind < 0.18:
+        t = telling_time(scene, rng)
+        return about_image(scene, t, rng, language.caption(scene, t))
+    if kind < 0.26:
+        scenes = [scene, *(_scene(rng, seed, split) for _ in range(int(rng.integers(1, 3))))]
+        shown = [(s, telling_time(s, rng)) for s in scenes]
+        return about_images(shown, rng, "\n".join(language.caption(s, t) for s, t in shown))
+    spans = language.clip_spans(scene.duration_s)
+    transcript = language.transcript(scene, spans)
+    if kind < 0.36:
+        return captions_of_video(scene, rng, transcript, spans, max_turns=4)
+    return about_video(
+        scene, ask_all(scene, rng), rng, transcript, spans, max_turns=12, describe_share=0.1
+    )
