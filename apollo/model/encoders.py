@@ -40,8 +40,11 @@ class EncoderKind:
         unused: Modules after the layers (final norm, heads) that the selected hidden state does not
             pass.
         num_extra_tokens: Tokens before the patches (a class token), which are dropped.
-        mean, std, resize: Its `Preprocessing`.
+        mean: Mean colour it was trained with, see `Preprocessing`.
+        std: Standard deviation of the colours.
+        resize: How frames are resized for it.
         options: What its `forward` must be told.
+        prepare: Fits it, in place, to clips of so many frames.
     """
 
     model_class: type[PreTrainedModel]

@@ -183,8 +183,7 @@ class ApolloModel(ApolloPreTrainedModel):
     ) -> torch.Tensor:
         """Embed the text (B, L), the clips' tokens in place of their placeholders: (B, L, D)."""
         is_placeholder = self.placeholders(input_ids)
-        # Placeholders have no embedding of their own, so their ids may even lie outside the
-        # vocabulary.
+        # Placeholders have no embedding of their own: their ids may lie outside the vocabulary.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         pixel_values = pixel_values or self._no_clips()
         if clip_features is None and (len(pixel_values[0]) > 0 or self.training):
@@ -471,8 +470,9 @@ def _take_clips(inputs: dict[str, Any], rows: list[torch.Tensor] | None) -> dict
 
 
 def load_encoder(path: str | PathLike) -> PreTrainedModel:
-    """Load an encoder from a directory or the Hub; of a checkpoint with a text half, the vision
-    half.
+    """Load an encoder from a directory or the Hub.
+
+    Of a checkpoint with a text half, such as a whole SigLIP, the vision half is loaded.
 
     Raises:
         ValueError: If it is no encoder of a known kind.

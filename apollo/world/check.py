@@ -65,7 +65,7 @@ def _motions(scene: Scene) -> list[Event]:
         if is_visible(shape, before[0])
     ]
     out, pushed = [], set()
-    for thing, (start, *origin), (end, *target) in parts:
+    for thing, (start, *_), (end, *target) in parts:
         for i, (other, (moment, *stood), (until, *_)) in enumerate(parts):
             near = np.hypot(*np.subtract(target, stood)) <= NEXT_TO
             if other != thing and near and start < moment <= end:

@@ -34,6 +34,7 @@ VERSION = 1
 """Of the world's rules; a change of scenes, pixels or words raises it."""
 IMAGES_PER_VIDEO = 2
 QUESTIONS_PER_VIDEO = 5
+CONVERSATIONS_PER_VIDEO = 2
 ASIDE = 2**41
 """Added to a scene's number: its companion in multi-image records."""
 CAPTION_CLIPS = 8
@@ -129,7 +130,10 @@ def _make_one(
         shown.append({"type": "image", "image": path})
     order = [int(i) for i in rng.permutation(len(pictures))[: int(rng.integers(2, 4))]]
     conversations: dict[str, list[list]] = {
-        "video": [corpus.about_video(scene, questions, rng, header, spans)],
+        "video": [
+            corpus.about_video(scene, ask_all(scene, rng), rng, header, spans)
+            for _ in range(CONVERSATIONS_PER_VIDEO)
+        ],
         "captions_video": [],
         "image": [
             corpus.about_image(s, t, rng, [part])
@@ -166,14 +170,23 @@ class _Chooser:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng, self.counts = rng, Counter({family: 0 for family in FAMILIES})
+        self.answers: Counter[tuple[str, str]] = Counter()
         self.places: dict[str, np.ndarray] = {}
         sizes = Counter(info.needs for info in FAMILIES.values())
         self.weights = {
             f: NEEDS_SHARE[info.needs] / sizes[info.needs] for f, info in FAMILIES.items()
         }
 
+    def is_common(self, question: Question) -> bool:
+        """Whether the answer is far ahead of the family's others, so that it would be a good guess."""
+        mine = [count for (family, _), count in self.answers.items() if family == question.family]
+        return self.answers[question.family, question.answer] > 2 + 1.3 * sum(mine) / max(
+            4, len(mine)
+        )
+
     def choose(self, number: int, scene: dict, questions: list[Question]) -> list[dict]:
         """The rows of questions.jsonl for one video: those whose families are furthest behind."""
+        questions = [q for q in questions if not self.is_common(q)]
         behind = sorted(questions, key=lambda q: self.counts[q.family] / self.weights[q.family])
         rows = []
         for question in behind[:QUESTIONS_PER_VIDEO]:
@@ -184,6 +197,7 @@ class _Chooser:
                 self.places[question.family] = self.rng.permutation(4)
             position = int(self.places[question.family][count % 4])
             self.counts[question.family] += 1
+            self.answers[question.family, question.answer] += 1
             info = FAMILIES[question.family]
             rows.append(
                 {

@@ -94,13 +94,10 @@ def _wrong(
     return [picked[i] for i in rng.permutation(3)]
 
 
-def _numbers(rng: np.random.Generator, answer: int, least: int = 1, step: int = 1) -> list[str]:
-    """Three other numbers around the answer, whose rank among the four is drawn evenly where `least` allows."""
-    below = int(rng.integers(0, 4))
-    low = max(least, answer - below * step)
-    low += (answer - low) % step
-    values = [low + k * step for k in range(5) if low + k * step != answer][:3]
-    return [str(values[i]) for i in rng.permutation(3)]
+def _numbers(rng: np.random.Generator, answer: int, step: int = 1, most: int = 7) -> list[str]:
+    """Three other numbers of the pool step, 2 step, ..., most step: windows around the answer would give it away."""
+    pool = [k * step for k in range(1, max(most, answer // step + 1) + 1) if k * step != answer]
+    return [str(pool[i]) for i in rng.permutation(len(pool))[:3]]
 
 
 def _ordinal(rng: np.random.Generator, items: Sequence[Any]) -> tuple[int, str]:
@@ -624,6 +621,10 @@ def action_count(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     thing, kind = _choose(rng, sorted(counts))
     count = counts[thing, kind]
+    if (
+        count == 1 and rng.random() < 0.6
+    ):  # once is the most frequent number: it must not be the best guess
+        return None
     return Question(
         "action_count",
         f"How many times does the {scene.things[thing].label} {VERBS[kind]}?",
@@ -662,12 +663,11 @@ def stay_duration(scene: Scene, rng: np.random.Generator) -> Question | None:
     thing = _choose(rng, things)
     stay = goes.get(thing, scene.duration_s) - comes.get(thing, 0.0)
     answer = max(2, round(stay / 2) * 2)
-    step = 2 if answer <= 16 else 4 if answer <= 32 else 10
     return Question(
         "stay_duration",
         f"How many seconds is the {scene.things[thing].label} in view?",
         str(answer),
-        _numbers(rng, answer, least=2, step=step),
+        _numbers(rng, answer, step=2, most=10),
         {"thing": thing},
     )
 
