@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from apollo.messages import Message, map_media, media_parts, normalize, question_prompt
 from apollo.runtime import pick_device
-from apollo.video import ClipSampling, VideoClips, load_clips
+from apollo.video import ClipSampling, VideoClips, load_clips, open_video
 
 if TYPE_CHECKING:
     import torch
@@ -296,7 +296,7 @@ def ask_main(args: argparse.Namespace) -> int:
 
 
 def chat_main(args: argparse.Namespace) -> int:
-    """Run `apollo chat`: a question a line, until an empty input ends it.
+    """Run `apollo chat`: a question a line, until the input ends.
 
     Args:
         args: video, model, max_new_tokens, sampling.
@@ -323,16 +323,14 @@ def _start(args: argparse.Namespace) -> tuple[VideoChat, VideoClips]:
     """Load the model and the video, and tell which frames were looked at."""
     from transformers.utils import logging
 
-    from apollo.video import open_video
-
     open_video(args.video).close()  # a bad path should not wait for the model
     logging.disable_progress_bar()
     chat = VideoChat.load(args.model)
+    clips = load_clips(args.video, replace(chat.sampling, mode=args.sampling))
     is_default = args.model in (None, DEFAULT_MODEL)
     note = chat.model.config.note or (MODELS[DEFAULT_MODEL] if is_default else "")
     if note:
         print(f"note: the model {args.model or DEFAULT_MODEL} {note}", file=sys.stderr)
-    clips = load_clips(args.video, replace(chat.sampling, mode=args.sampling))
     print(describe_clips(clips))
     return chat, clips
 

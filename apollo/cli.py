@@ -31,6 +31,7 @@ class Command(NamedTuple):
 # What `apollo list KIND` reads: the module-level table of each choice.
 LISTS = {
     "recipes": "apollo.train.recipes:RECIPES",
+    "parts": "apollo.train.parts:PARTS",
     "encoders": "apollo.model.encoders:ENCODERS",
     "connectors": "apollo.model.connector:RESAMPLERS",
     "token-integrations": "apollo.model.configuration:TOKEN_INTEGRATIONS",
@@ -102,6 +103,14 @@ def _train(parser: Parser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where the run in DIR stopped")
 
 
+def _part(parser: Parser) -> None:
+    parser.add_argument("name", metavar="PART", help="see `apollo list parts`")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same part (0)")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="default: see the table")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in DIR stopped")
+
+
 def _eval(parser: Parser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="folder or hub id, or one of `apollo list answerers`"
@@ -148,6 +157,7 @@ COMMANDS = {
         "apollo.world.make:main", "make videos of the micro world, with questions", _world_make
     ),
     "train": Command("apollo.train.run:main", "train a recipe's stages", _train),
+    "part": Command("apollo.train.parts:main", "train a part of the micro model", _part),
     "eval": Command("apollo.eval.runner:main", "measure a model on questions", _eval),
     "list": Command("apollo.cli:list_main", "show what there is to choose from", _list),
     "demo": Command("apollo.demo:main", "the whole of Apollo in a few minutes", _demo),

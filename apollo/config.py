@@ -52,9 +52,11 @@ def to_dict(config: Any) -> Any:
 def from_dict(cls: type[Config], data: Any, where: str = "") -> Config:
     """Build the dataclass `cls` from plain data, refusing whatever does not fit.
 
-    Args: cls: A dataclass; its fields may be nested dataclasses, tuples, lists, dicts, optionals
-        and literals. data: A mapping from field names to values. Missing fields take their
-        defaults. where: Dotted path of `data` in the whole config, for messages.
+    Args:
+        cls: A dataclass; its fields may be nested dataclasses, tuples, lists, dicts, optionals and
+            literals.
+        data: A mapping from field names to values. Missing fields take their defaults.
+        where: Dotted path of `data` in the whole config, for messages.
 
     Raises:
         ConfigError: unknown key (with the nearest known name), missing key, or wrong type.
@@ -235,9 +237,11 @@ def save_config(config: Any, path: str | Path) -> None:
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """Return a copy of `config` with settings replaced, as given by `--set`.
 
-    Args: config: A dataclass tree; it is not changed. overrides: Texts like
-        `stages.1.learning_rates.connector=1e-4`: a dotted path into dataclasses (by field),
-            tuples and lists (by index) and dicts (by key), then a value in YAML.
+    Args:
+        config: A dataclass tree; it is not changed.
+        overrides: Texts like `stages.1.learning_rates.connector=1e-4`: a dotted path into
+            dataclasses (by field), tuples and lists (by index) and dicts (by key), then a value in
+            YAML.
 
     Raises:
         ConfigError: no `=`, a path that leads nowhere, or a value of the wrong type.

@@ -32,14 +32,15 @@ class MessageError(ValueError):
 def normalize(messages: Sequence[Message]) -> list[Message]:
     """Check a conversation and return it in the one form the rest of the code relies on.
 
-    Args: messages: Dicts with `role` and `content`. `content` is a string or a list of parts:
-        `text`, `image`,
-            `video`, OpenAI's `image_url` and `video_url`, or transformers' `{"type": "video",
-            "path" | "url": ...}`.
+    Args:
+        messages: Dicts with `role` and `content`. `content` is a string or a list of parts: `text`,
+            `image`, `video`, OpenAI's `image_url` and `video_url`, or transformers'
+            `{"type": "video", "path" | "url": ...}`.
 
-    Returns: New messages whose content is a list of `{"type": "text", "text": str}` and `{"type":
-        kind, kind: source}` parts. `file:` URLs become paths and `data:` URLs become bytes; any
-        other source is passed on as it is.
+    Returns:
+        New messages whose content is a list of `{"type": "text", "text": str}` and
+        `{"type": kind, kind: source}` parts. `file:` URLs become paths and `data:` URLs become
+        bytes; any other source is passed on as it is.
 
     Raises:
         MessageError: with the index of the message and of the part.
@@ -148,8 +149,9 @@ def question_prompt(question: str, options: Sequence[str] = ()) -> str:
 
     The answer to it is the text of an option, not its letter.
 
-    Raises: MessageError: an empty question or option, one option only, equal options, or more than
-        there are letters.
+    Raises:
+        MessageError: an empty question or option, a single option, equal options, or more of them
+            than there are letters.
     """
     if not question.strip():
         raise MessageError("the question is empty; ask something about the video")

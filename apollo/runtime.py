@@ -70,8 +70,9 @@ def keep_freed_memory() -> bool:
     time on page faults. The cost is that the process's memory never shrinks, so call it in
     training, not in a server.
 
-    Returns: Whether the C library took the settings: True with glibc, False elsewhere (nothing
-        happens there).
+    Returns:
+        Whether the C library took the settings: True with glibc, False elsewhere (nothing happens
+        there).
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
@@ -138,8 +139,8 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     A last line without its newline is what a killed writer leaves: it is skipped with a warning if
     it does not parse.
 
-    Raises: ValueError: the file cannot be read, or a line is not a JSON object; names the file and
-        the line.
+    Raises:
+        ValueError: the file cannot be read, or a line is not a JSON object; names file and line.
     """
     try:
         with Path(path).open(encoding="utf-8") as file:

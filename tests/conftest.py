@@ -1,6 +1,6 @@
 """Videos whose every frame carries its number as bits, so that tests can prove which they got."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -83,6 +83,3 @@ def plain_video(tmp_path_factory: pytest.TempPathFactory) -> NumberedVideo:
     """H.264 in MP4, 30 frames per second, 12 s, a keyframe each second."""
     path = tmp_path_factory.mktemp("videos") / "plain.mp4"
     return write_numbered_video(path, range(360))
-
-
-WriteVideo = Callable[..., NumberedVideo]

@@ -16,36 +16,18 @@ from apollo.train.recipes import RECIPES, TrainConfig
 
 @pytest.fixture(scope="module")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """The micro recipe with parts of a few thousand random weights and batches of two."""
+    """The micro recipe with parts of a few thousand random weights."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        PreTrainedTokenizerFast,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        SiglipVisionConfig,
-        SiglipVisionModel,
-    )
+    from tiny_models import ENCODERS, TOKENIZER, make_llm_config
+    from transformers import Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("parts")
-    letters = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    bytes_only = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(letters)}, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only, pad_token="<|endoftext|>")
-    tokenizer.save_pretrained(folder / "llm")
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    llm = Qwen2Config(
-        vocab_size=len(letters),
-        num_hidden_layers=1,
-        num_key_value_heads=1,
-        max_position_embeddings=8192,
-        **shape,
-    )
+    TOKENIZER.save_pretrained(folder / "llm")
+    llm = make_llm_config(max_position_embeddings=8192)
     Qwen2ForCausalLM(llm).save_pretrained(folder / "llm")
-    eyes = SiglipVisionConfig(image_size=16, patch_size=8, num_hidden_layers=2, **shape)
+    eyes = SiglipVisionConfig(**ENCODERS["siglip_vision_model"])
     SiglipVisionModel(eyes).save_pretrained(folder / "siglip")
     recipe = RECIPES["micro"]()
     connector = replace(recipe.model.connector, num_heads=2, num_key_value_heads=1, head_dim=8)
@@ -58,7 +40,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
             connector=connector,
             tokens_per_clip=2,
         ),
-        stages=[replace(stage, batch_size=2, max_clips=2) for stage in recipe.stages],
+        stages=[replace(stage, max_clips=2) for stage in recipe.stages],
     )
 
 
@@ -69,6 +51,7 @@ def test_demo_end_to_end(tiny_recipe, tmp_path, monkeypatch, capsys):
     processor.save_pretrained(shipped)
     monkeypatch.setattr(demo, "DEFAULT_MODEL", str(shipped))
     monkeypatch.setattr(demo, "RECIPES", {"micro": lambda: tiny_recipe})
+    monkeypatch.setattr(demo, "BATCH_SIZE", 2)
     monkeypatch.setattr(demo, "NUM_TEST_VIDEOS", 4)
     monkeypatch.setattr(demo, "NUM_TRAIN_VIDEOS", 8)
     out = tmp_path / "demo"
@@ -105,7 +88,7 @@ def test_short_recipe_keeps_all_but_its_length(tmp_path):
     short = demo.short_recipe(tmp_path, minutes=3)
     assert short.model == recipe.model
     for stage, whole in zip(short.stages, recipe.stages, strict=True):
-        assert replace(stage, steps=whole.steps) == whole
+        assert replace(stage, steps=whole.steps, batch_size=whole.batch_size) == whole
         assert 2 <= stage.steps
     longer = demo.short_recipe(tmp_path, minutes=6)
     for stage, twice in zip(short.stages, longer.stages, strict=True):

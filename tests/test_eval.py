@@ -344,54 +344,18 @@ def test_answer_of_no_scores_is_no_answer(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory) -> Path:
-    """A random model in a folder; it can read any text and knows nothing."""
+    """A random model in a folder; its LLM is sure of what it says, so that scores differ."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tiny_models import TOKENIZER, make_config, make_llm_config
 
-    from apollo.model import (
-        ApolloConfig,
-        ApolloForConditionalGeneration,
-        ApolloProcessor,
-        new_special_tokens,
-    )
+    from apollo.model import ApolloForConditionalGeneration, ApolloProcessor
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: index for index, letter in enumerate(["<|endoftext|>", *alphabet])}
-    letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<|endoftext|>")
-    new_special_tokens(tokenizer)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = ApolloConfig(
-        encoders=[
-            {
-                "model_type": "siglip_vision_model",
-                "image_size": 16,
-                "patch_size": 8,
-                "intermediate_size": 32,
-                **shape,
-            }
-        ],
-        connector={"num_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "ff_multi": 1},
-        text_config={
-            "vocab_size": len(tokenizer),
-            "intermediate_size": 32,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 1024,
-            "initializer_range": 0.5,
-            **shape,
-        },
-        tokens_per_clip=3,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_token|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_token|>"),
-    )
     folder = tmp_path_factory.mktemp("tiny")
+    config = make_config(text_config=make_llm_config(initializer_range=0.5))
     ApolloForConditionalGeneration(config).save_pretrained(folder)
-    ApolloProcessor.from_config(config, tokenizer, max_clips=4).save_pretrained(folder)
+    ApolloProcessor.from_config(config, TOKENIZER, max_clips=4).save_pretrained(folder)
     return folder
 
 

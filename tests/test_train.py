@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -44,7 +46,7 @@ from apollo.train.recipes import RECIPES, ModelSettings, Stage, TrainConfig
 from apollo.train.run import join_parts, main
 from apollo.train.run import train as train_recipe
 from apollo.train.trainer import DivergedError, LoopSettings, Schedule, count_items, run_stage
-from apollo.video import ClipSampling
+from apollo.video import ClipSampling, open_video
 
 torch.set_num_threads(1)
 
@@ -592,6 +594,32 @@ def test_a_run_with_the_cache_learns_the_same(finished, tmp_path):
     losses = [[line["loss"] for line in read_log(c.out_dir)] for c in (finished, config)]
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
     assert list((tmp_path / "cache").glob("*/*.safetensors"))
+
+
+def test_workers_survive_a_decoder_left_as_garbage(finished, tmp_path):
+    """A worker that collects a decoder of this process hangs: its threads are not there."""
+
+    def batch_at(number: int):
+        gc.collect()
+        return rows(number, 2)
+
+    def too_late(*_):
+        raise TimeoutError("the worker hangs")
+
+    cycle = [open_video(finished.data_dir / "1.mp4").__enter__()]
+    cycle[0].frames_at([0.5])
+    cycle.append(cycle)
+    gc.disable()
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(60)
+    try:
+        del cycle
+        train(tmp_path, steps=2, batch_at=batch_at, num_workers=1)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        gc.enable()
+    assert len(read_log(tmp_path)) == 2
 
 
 def test_a_bad_video_stops_the_run_and_is_named(finished, tmp_path):

@@ -21,6 +21,7 @@ from apollo.world.check import (
     scene_from_dict,
 )
 from apollo.world.language import caption, lines, transcript
+from apollo.world.make import _Chooser, make_world
 from apollo.world.questions import ACTIONS, FAMILIES, Question, ask_all
 from apollo.world.render import SIZE, frame, frame_times, write_video
 from apollo.world.scene import (
@@ -38,7 +39,7 @@ from apollo.world.scene import (
 )
 
 NUM_SCENES = 1500  # of each split
-COUNTS = ("sign_count", "camera_count", "pass_count", "action_count")
+NUMBERS = ("sign_count", "camera_count", "pass_count", "action_count", "stay_duration")
 WHEN = ("sign_when", "event_when")
 
 
@@ -95,9 +96,12 @@ def test_scene_survives_json(asked):
         assert scene_from_dict(json.loads(plain(one.scene)) | {"video": "a.mp4"}) == one.scene
 
 
-def test_crowded_scenes_find_colours():
-    """A scene of many acts and signs needs more colours than most: this one once ran out."""
-    assert make_scene(0, 27107).shapes
+def test_shapes_can_be_told_apart(asked):
+    """No two shapes of a scene share a name, or a colour at any time: a question may use either."""
+    for one in asked:
+        names = [shape.name for shape in one.scene.shapes]
+        colours = [colour for shape in one.scene.shapes for _, colour in shape.colours]
+        assert len(set(names)) == len(names) and len(set(colours)) == len(colours)
 
 
 @pytest.mark.parametrize("track", ["position", "scale", "angle", "spread", "colours", "visible"])
@@ -106,7 +110,12 @@ def test_keys_of_every_track_are_in_order(asked, track):
         for thing in one.scene.things:
             times = [key[0] for key in getattr(thing, track)]
             assert all(a < b for a, b in pairwise(times)), (one.scene.index, thing.name)
-            assert all(start < end for start, end in thing.visible), (one.scene.index, thing.name)
+
+
+def test_spans_of_visibility_are_not_empty(asked):
+    for one in asked:
+        spans = [span for thing in one.scene.things for span in thing.visible]
+        assert all(start < end for start, end in spans), one.scene.index
 
 
 def test_planned_events_are_in_the_tracks(asked):
@@ -208,11 +217,31 @@ def test_durations_are_far_from_the_next_option(by_family):
         assert sorted(distance)[1] - min(distance) > 0.4, (one.scene.index, seen, question)
 
 
-@pytest.mark.parametrize("family", COUNTS)
-def test_the_rank_of_a_number_does_not_give_it_away(by_family, family):
+@pytest.fixture(scope="module")
+def chosen(asked) -> list[dict]:
+    """The rows that `apollo world make` would keep of these questions."""
+    chooser = _Chooser(np.random.default_rng(0))
+    scene = {"split": "test", "video": "a.mp4", "duration_s": 9.0}
+    rows = (chooser.choose(i, scene, one.questions) for i, one in enumerate(asked))
+    return [row for some in rows for row in some]
+
+
+def test_chosen_options_stand_at_every_place(chosen):
+    for family in FAMILIES:
+        places = Counter(row["answer"] for row in chosen if row["family"] == family)
+        assert len(places) == 4 and max(places.values()) - min(places.values()) <= 1, family
+
+
+@pytest.mark.parametrize("family", NUMBERS)
+def test_neither_a_number_nor_its_rank_gives_the_answer_away(chosen, family):
     ranks: Counter = Counter()
-    for _, question in by_family[family]:
-        ranks[sorted(map(int, question.options(0))).index(int(question.answer))] += 1
+    answers: Counter = Counter()
+    for row in (row for row in chosen if row["family"] == family):
+        numbers = [int(option) for option in row["options"]]
+        answers[numbers[row["answer"]]] += 1
+        ranks[sorted(numbers).index(numbers[row["answer"]])] += 1
+    assert answers.total() > 50
+    assert answers.most_common(1)[0][1] / answers.total() < 0.40, answers
     assert ranks.most_common(1)[0][1] / ranks.total() < 0.45, ranks
 
 
@@ -404,6 +433,18 @@ def test_check_world_passes_a_good_world(tmp_path, asked):
     count = write_world(tmp_path, asked[:10])
     report = check_world(tmp_path)
     assert (report.num_scenes, report.num_questions, report.mismatches) == (10, count, [])
+
+
+def test_a_made_world_is_right_and_the_same_every_time(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, workers in zip(folders, (1, 2), strict=True):
+        make_world(folder, num_videos=4, seed=3, workers=workers)
+    report = check_world(folders[0])
+    assert report.num_scenes == 4 and report.num_questions > 0 and not report.mismatches
+    names = [path.relative_to(folders[0]) for path in folders[0].rglob("*") if path.is_file()]
+    assert len(names) > 4
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(

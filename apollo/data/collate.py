@@ -78,13 +78,14 @@ class BatchMaker:
             map_media(record.messages, self._loader_of(record, features)) for record in records
         ]
         try:
-            batch = dict(self.processor(conversations, with_labels=True))
+            batch = dict(
+                self.processor(conversations, with_labels=True, with_pixels=self.cache is None)
+            )
         except ValueError as error:
             names = ", ".join(record.where for record in records)
             raise ValueError(f"batch {number} of the records {names}: {error}") from error
         self._check_length(records, batch)
         if self.cache is not None:
-            batch.pop("pixel_values", None)
             if features:
                 import torch
 

@@ -1,9 +1,10 @@
-"""The micro parts that Apollo is joined from: a tokenizer and language model, an image encoder, a video encoder.
+"""The micro parts that Apollo is joined from: tokenizer, language model, image and video encoder.
 
-The paper joins *pre-trained* parts. At the micro scale they are trained here, on the micro world, through the same loop
-as everything else (`trainer.run_stage`): the language model on text alone (it reads transcripts and answers
-questions about them before it sees), the encoders by a sigmoid contrastive loss (SigLIP, arXiv 2303.15343) against
-short phrases that name one fact each. Read next: `recipes.py`, which joins them.
+The paper joins *pre-trained* parts. At the micro scale they are trained here, on the micro world,
+through the same loop as everything else (`trainer.run_stage`): the language model on text alone (it
+reads transcripts and answers questions about them before it sees), the encoders by a sigmoid
+contrastive loss (SigLIP, arXiv 2303.15343) against short phrases that name one fact each.
+Read next: `recipes.py`, which joins them.
 """
 
 from __future__ import annotations
@@ -41,20 +42,18 @@ from apollo.world import corpus, language
 from apollo.world.render import frame
 from apollo.world.scene import Scene, make_scene
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 1536
 WIDTH = 128
 """Width of both encoders."""
 PHRASE_TOKENS = 6
-"""Longest phrase that names a fact."""
+"""Longest phrase that names a fact, in tokens."""
 POOL = 12_000
-"""Frames or clips that an encoder is trained on; drawn once, kept in memory (1.2 GB of clips), seen several times."""
+"""Frames or clips that an encoder is trained on; drawn once, kept in memory (1.2 GB of clips), seen
+several times."""
 SPLIT = r"\d\d:\d\d| ?\d| ?[A-Za-z]+|\n|[^\sA-Za-z0-9]| "
-"""Pieces that may become one token: a time MM:SS, one digit, one word. A small model copies a time in one step."""
+"""Pieces that may become one token: a time MM:SS, one digit, one word. A small model copies a time
+in one step."""
 
 
 # ---- text
@@ -112,7 +111,16 @@ def text_batches(
     group: int = 8,
     max_tokens: int = 1024,
 ) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Batches of text: `group` batches are drawn together and cut by length, so that little is padding."""
+    """Batches of text by number: `input_ids` and `labels`, each (rows, L).
+
+    Args:
+        tokenizer: The one that all parts share.
+        seed: Seed of the world.
+        rows: Conversations of a batch.
+        everything: Supervise every token, not only what the assistant says.
+        group: So many batches are drawn together and sorted by length: little of them is padding.
+        max_tokens: Longer conversations are cut to this.
+    """
 
     @functools.lru_cache(maxsize=2)
     def drawn(number: int) -> list[list[tuple[list[int], list[int]]]]:
@@ -125,14 +133,15 @@ def text_batches(
 
     def batch_at(i: int) -> dict[str, torch.Tensor]:
         part = drawn(i // group)[i % group]
-        length = min(max(len(ids) for ids, _ in part), max_tokens)
+        # Lengths are rounded up: a CPU prepares its matrix products anew for each new shape.
+        length = min(-(-max(len(ids) for ids, _ in part) // 64) * 64, max_tokens)
         ids = torch.full((rows, length), tokenizer.pad_token_id)
         labels = torch.full((rows, length), -100)
         for row, (tokens, targets) in enumerate(part):
             ids[row, : len(tokens)] = torch.tensor(tokens[:length])
             targets = tokens if everything else targets
             labels[row, : len(targets)] = torch.tensor(targets[:length])
-        # Padding is on the right and never supervised, so that the causal mask alone is exact, and faster.
+        # Padding is on the right and never supervised: the causal mask alone is exact, and faster.
         return {"input_ids": ids, "labels": labels}
 
     return batch_at
@@ -165,8 +174,8 @@ def train_language_model(
 ) -> None:
     """Train the language model on the world's text; it ends up in `out_dir/model`, with tokenizer.
 
-    A quarter of the steps predict every token, which teaches the language and, transcripts being full
-    of repetition, to copy from the context; the others predict only what the assistant says.
+    A quarter of the steps predict every token, which teaches the language and, transcripts being
+    full of repetition, to copy from the context; the others predict only what the assistant says.
     """
     torch.manual_seed(seed)
     model = language_model(tokenizer)
@@ -201,11 +210,12 @@ def train_language_model(
 
 
 class FactNaming(nn.Module):
-    """An encoder that learns to name facts: sigmoid contrastive loss between its tokens and short phrases.
+    """An encoder that learns to name facts by a sigmoid contrastive loss against short phrases.
 
-    As SigLIP (arXiv 2303.15343) every pair of picture and phrase is its own yes-or-no question. Two differences, both
-    because the micro world knows its truth: a phrase is compared with the best fitting of the encoder's tokens, as in
-    FILIP (arXiv 2111.07783), and a phrase of another row that happens to be true here counts as true.
+    As in SigLIP (arXiv 2303.15343) every pair of picture and phrase is its own yes-or-no question.
+    Two differences, both because the micro world knows its truth: a phrase is compared with the
+    best fitting of the encoder's tokens, as in FILIP (arXiv 2111.07783), and a phrase of another
+    row that happens to be true here counts as true.
 
     Args:
         encoder: Gives `last_hidden_state` (B, P, D) for `pixel_values`.
@@ -230,11 +240,17 @@ class FactNaming(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-4.0))
 
     def scores(self, pixel_values: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) of B inputs and K phrases; `phrases` (K, PHRASE_TOKENS) ids, padded with -1."""
-        tokens = self.encoder(pixel_values=pixel_values).last_hidden_state[
-            :, self.num_extra_tokens :
-        ]
-        tokens = F.normalize(self.project(tokens), dim=-1)
+        """How well each phrase fits each input.
+
+        Args:
+            pixel_values: B inputs of the encoder.
+            phrases: (K, PHRASE_TOKENS) ids, padded with -1.
+
+        Returns:
+            (B, K) logits.
+        """
+        hidden = self.encoder(pixel_values=pixel_values).last_hidden_state
+        tokens = F.normalize(self.project(hidden[:, self.num_extra_tokens :]), dim=-1)
         words = self.words(phrases.clamp(min=0)) * self.order * (phrases >= 0)[..., None]
         meaning = F.normalize(self.phrase(words.sum(1)), dim=-1)
         similarity = torch.einsum("bpd,kd->bkp", tokens, meaning) * self.log_scale.exp()
@@ -247,10 +263,18 @@ class FactNaming(nn.Module):
         truth: torch.Tensor,
         num_items_in_batch: int | None = None,
     ) -> ModelOutput:
-        """Loss of the pairs, averaged over the inputs of the global step; `truth` (B, K) is 1 where a phrase holds."""
+        """Loss of the pairs, averaged over the inputs of the global step.
+
+        Args:
+            pixel_values: B inputs of the encoder.
+            phrases: (K, PHRASE_TOKENS) ids, padded with -1.
+            truth: (B, K), 1 where the phrase holds of the input, else 0.
+            num_items_in_batch: Inputs of the global step; B by default.
+        """
         logits = self.scores(pixel_values, phrases)
         loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        # Few of the pairs are true; weigh both answers the same, so that "no" to everything is no way out.
+        # Few of the pairs are true; each answer is averaged on its own, so that "no" to everything
+        # is no way out.
         positive, negative = truth.sum().clamp(min=1), (1 - truth).sum().clamp(min=1)
         rows = num_items_in_batch or len(truth)
         loss = (loss * truth).sum() / positive + (loss * (1 - truth)).sum() / negative * 4
@@ -260,7 +284,19 @@ class FactNaming(nn.Module):
 def fact_batches(
     kind: str, tokenizer: PreTrainedTokenizerFast, prepare: Preprocessing, seed: int, rows: int
 ) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Batches of frames ("frame") or of clips ("clip"), drawn from scenes, with the phrases that are true of any row."""
+    """Batches by number of frames or clips of scenes, with the phrases that are true of any row.
+
+    Batches of number 0 and more are drawn from `POOL` samples, those below 0 are held out. Each has
+    `pixel_values` (rows, [T,] 3, H, W), `phrases` (K, PHRASE_TOKENS) and `truth` (rows, K), as
+    `FactNaming` takes them.
+
+    Args:
+        kind: "frame" or "clip".
+        tokenizer: The one that all parts share.
+        prepare: The encoder's preprocessing.
+        seed: Seed of the world.
+        rows: Frames or clips of a batch.
+    """
 
     @functools.cache
     def encode(phrase: str) -> tuple[int, ...]:
@@ -294,7 +330,10 @@ def fact_batches(
 
 
 def draw_facts(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """One frame or one clip (T, H, W, 3) of a scene and its facts; clips in which something happens come more often."""
+    """One frame or one clip of a scene, uint8 (T, H, W, 3), and its facts.
+
+    Clips in which something happens come four times as often as others.
+    """
     if kind == "frame":
         t = corpus.telling_time(scene, rng)
         return frame(scene, t)[None], language.frame_facts(scene, t)
@@ -305,15 +344,14 @@ def draw_facts(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[np.nd
     weights = np.where(eventful, 4.0, 1.0)
     clip = int(rng.choice(len(spans), p=weights / weights.sum()))
     times = spans[clip][0] + 0.5 * np.arange(4)
-    return np.stack([frame(scene, float(t)) for t in times]), language.clip_facts(
-        scene, spans, clip
-    )
+    frames = np.stack([frame(scene, float(t)) for t in times])
+    return frames, language.clip_facts(scene, spans, clip)
 
 
 def naming_accuracy(
     model: FactNaming, batches: Callable[[int], dict[str, torch.Tensor]], num_batches: int
 ) -> float:
-    """Share of the true pairs that score above 0 minus the share of false ones that do: 1 is perfect, 0 blind."""
+    """Share of true pairs that score above 0, less that of false ones: 1 is perfect, 0 blind."""
     hits = false = positives = negatives = 0.0
     for i in range(num_batches):
         batch = batches(-1 - i)
@@ -340,7 +378,7 @@ def image_encoder() -> SiglipVisionModel:
 
 
 def video_encoder() -> InternVideo2Model:
-    """InternVideo2's architecture for clips of 4 frames of 64 pixels: 4 x 4 x 4 patches, 128 wide, 4 layers."""
+    """InternVideo2 for clips of 4 frames of 64 pixels: 4 x 4 x 4 patches, 128 wide, 4 layers."""
     return InternVideo2Model(
         InternVideo2Config(
             d_model=WIDTH,
@@ -368,6 +406,11 @@ def train_encoder(
     """Train an encoder to name facts of frames or clips; it alone ends up in `out_dir/model`."""
     model = FactNaming(encoder, WIDTH, VOCABULARY, num_extra_tokens)
     batches = fact_batches(kind, tokenizer, preprocessing(encoder.config), seed, rows=64)
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, FactNaming)
+        return {"naming": naming_accuracy(model, batches, 4)}
+
     run_stage(
         model,
         batches,
@@ -387,7 +430,7 @@ def train_encoder(
         ),
         out_dir,
         resume=resume,
-        on_eval=lambda model, step: {"naming": naming_accuracy(model, batches, 4)},
+        on_eval=evaluate,
     )
     encoder.save_pretrained(out_dir / "model")
 
@@ -410,7 +453,7 @@ def train_video_encoder(
 
 @dataclass(frozen=True)
 class Part:
-    """How a part is trained, and for how many steps unless told otherwise."""
+    """How a part is trained (tokenizer, out_dir, steps, seed, resume), and its default of steps."""
 
     train: Callable[[PreTrainedTokenizerFast, Path, int, int, bool], None]
     steps: int
@@ -429,6 +472,9 @@ def main(args: argparse.Namespace) -> int:
 
     Args:
         args: name, out (folder of the run), steps (or None), seed, resume.
+
+    Raises:
+        ValueError: No part has this name.
     """
     if args.name not in PARTS:
         raise ValueError(f"no part {args.name!r}; there are: {', '.join(PARTS)}")

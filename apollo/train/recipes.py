@@ -94,42 +94,42 @@ def micro() -> TrainConfig:
     """
     align = Stage(
         name="align",
-        steps=300,
-        learning_rates={"encoders": 0.0, "connector": 1e-3, "llm": 0.0},
+        steps=200,
+        learning_rates={"encoders": 0.0, "connector": 2e-3, "llm": 0.0},
         sources=[
             Source(path=Path("captions_image.jsonl"), weight=50),
             Source(path=Path("captions_video.jsonl"), weight=50),
         ],
         batch_size=16,
-        max_clips=8,
+        max_clips=24,
     )
     vision = Stage(
         name="vision",
-        steps=300,
-        learning_rates={"encoders": 1e-4, "connector": 1e-3, "llm": 0.0},
+        steps=450,
+        learning_rates={"encoders": 5e-4, "connector": 1e-3, "llm": 0.0},
         sources=[Source(path=Path("captions_video.jsonl"))],
         batch_size=16,
-        max_clips=8,
+        max_clips=24,
     )
     sft = Stage(
         name="sft",
-        steps=1000,
-        learning_rates={"encoders": 0.0, "connector": 1e-3, "llm": 3e-4},
+        steps=800,
+        learning_rates={"encoders": 0.0, "connector": 5e-4, "llm": 5e-4},
         sources=[
             Source(path=Path("text.jsonl"), weight=14.4),
             Source(path=Path("image.jsonl"), weight=33.0),
             Source(path=Path("multi_image.jsonl"), weight=16.6),
             Source(path=Path("video.jsonl"), weight=36.0),
         ],
-        batch_size=16,
-        max_clips=16,
+        batch_size=32,
+        max_clips=24,
     )
     return TrainConfig(
         model=ModelSettings(
             encoders=[PARTS_DIR / "siglip", PARTS_DIR / "internvideo2"],
             llm=PARTS_DIR / "llm",
-            connector=ConnectorSettings(num_heads=4, num_key_value_heads=2, head_dim=32),
-            tokens_per_clip=16,
+            connector=ConnectorSettings(depth=2, num_heads=4, num_key_value_heads=2, head_dim=48),
+            tokens_per_clip=12,
             note="A micro model: it knows only the micro world of `apollo world`.",
         ),
         stages=[align, vision, sft],

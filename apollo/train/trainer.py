@@ -11,6 +11,7 @@ Accelerate brings devices and ranks; the loop stays ours and readable. Read next
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -354,6 +355,9 @@ def _load_batches(
         num_workers=loop.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+    # Workers are forked, and a video decoder's threads do not live on in a fork: were a decoder
+    # among the garbage that a worker collects, it would wait for those threads for ever.
+    gc.collect()
     return iter(loader)
 
 

@@ -17,11 +17,14 @@ from apollo.video.sampling import ClipSampling, sample
 class VideoClips:
     """The sampled frames of one video with their times.
 
-    Attributes: frames: uint8 (C clips, T frames, H, W, 3 RGB). times_s: float64 (C, T), the true
-        presentation times of those frames, counted from the first frame of the video. spans_s:
-        float64 (C, 2), start and end of each clip, as the prompt states them. duration_s: Length of
-        the video. source_fps: Average frame rate of the file. sampled_fps: Frames asked for per
-        second inside a clip; 0 if all of a clip is one moment.
+    Attributes:
+        frames: uint8 (C clips, T frames, H, W, 3 RGB).
+        times_s: float64 (C, T), the true presentation times of those frames, counted from the first
+            frame of the video.
+        spans_s: float64 (C, 2), start and end of each clip, as the prompt states them.
+        duration_s: Length of the video.
+        source_fps: Average frame rate of the file.
+        sampled_fps: Frames asked for per second inside a clip; 0 if all of a clip is one moment.
     """
 
     frames: np.ndarray
@@ -32,14 +35,9 @@ class VideoClips:
     sampled_fps: float
 
     def __post_init__(self):
-        num_clips, frames_per_clip = self.frames.shape[:2]
-        assert (
-            self.frames.dtype == np.uint8 and self.frames.ndim == 5 and self.frames.shape[-1] == 3
-        )
-        assert self.times_s.shape == (num_clips, frames_per_clip) and self.spans_s.shape == (
-            num_clips,
-            2,
-        )
+        assert self.frames.dtype == np.uint8 and self.frames.shape[4:] == (3,)
+        assert self.times_s.shape == self.frames.shape[:2]
+        assert self.spans_s.shape == (len(self.frames), 2)
 
 
 def load_clips(

@@ -65,12 +65,16 @@ class DamagedVideoError(VideoError):
 class VideoInfo:
     """What is known of a video after opening it.
 
-    Attributes: duration_s: From the first frame to the end of the last one. start_s: The first
-        frame's timestamp on the container's clock; all other times count from it. source_fps:
-        Average frame rate. width: In pixels, as shown (after rotation). height: In pixels, as
-        shown. codec: FFmpeg's name, as "h264". container: FFmpeg's name, as "matroska,webm".
-        has_audio: Whether there is a sound track. num_frames: What the header says; None where it
-        says nothing.
+    Attributes:
+        duration_s: From the first frame to the end of the last one.
+        start_s: The first frame's timestamp on the container's clock; other times count from it.
+        source_fps: Average frame rate.
+        width: In pixels, as shown (after rotation).
+        height: In pixels, as shown.
+        codec: FFmpeg's name, as "h264".
+        container: FFmpeg's name, as "matroska,webm".
+        has_audio: Whether there is a sound track.
+        num_frames: What the header says; None where it says nothing.
     """
 
     duration_s: float
@@ -86,7 +90,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Decoded frames: `pixels` uint8 (T frames, H, W, 3 RGB), their times `times_s` float64 (T,)."""
+    """Decoded frames: `pixels` uint8 (T frames, H, W, 3 RGB) and their `times_s` float64 (T,)."""
 
     pixels: np.ndarray
     times_s: np.ndarray
@@ -143,14 +147,13 @@ class VideoReader:
     def __enter__(self) -> "VideoReader":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *rest: object) -> None:
         self.close()
+        if self._num_damaged and error_type is None:  # an error says enough by itself
+            logger.warning("%s: skipped %d damaged packet(s)", self._name, self._num_damaged)
 
     def close(self) -> None:
         """Free the decoder and the file."""
-        if self._num_damaged:
-            logger.warning("%s: skipped %d damaged packets", self._name, self._num_damaged)
-            self._num_damaged = 0
         self._container.close()
 
     def frames_at(
@@ -158,8 +161,9 @@ class VideoReader:
     ) -> Frames:
         """Decode the frames on the screen at the given times.
 
-        Args: times_s: Seconds from the first frame, in any order; beyond the end means the last
-            frame. size: Height and width in pixels to scale to; by default the video's.
+        Args:
+            times_s: Seconds from the first frame, in any order; beyond the end is the last frame.
+            size: Height and width in pixels to scale to; by default the video's.
 
         Raises:
             ValueError: a time that is negative or not a number.
@@ -197,8 +201,7 @@ class VideoReader:
 
     def _seek(self, time_s: float) -> None:
         """Stand at some frame not later than `time_s`, if possible at the keyframe before it."""
-        # Some formats find a place by decoding time, or roughly: if that was too late, try further
-        # back.
+        # Some formats find a place by decoding time, or roughly: if too late, try further back.
         for margin_s in (0.0, 2.0, 10.0):
             ticks = int((time_s - margin_s + _TOLERANCE_S) / self._tick_s)
             if ticks <= 0 or not self._has_timestamps:
@@ -227,7 +230,8 @@ class VideoReader:
         if time_s > end_s and self._last_frame_s - end_s > _slack(self.info.duration_s):
             raise DamagedVideoError(
                 f"{self._name} is truncated or damaged: it should last "
-                f"{self.info.duration_s:.1f} s but can be decoded only up to {end_s:.1f} s; copy or download it again"
+                f"{self.info.duration_s:.1f} s but can be decoded only up to {end_s:.1f} s; "
+                "copy or download it again"
             )
 
     # ---- from file to frames ---------------------------------------------------------------------
@@ -236,9 +240,10 @@ class VideoReader:
         file = (
             io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
         )
-        try:  # only files: a hostile playlist must not make us fetch what it names
+        only_files = {"protocol_whitelist": "file"}  # a hostile playlist must not make us fetch
+        try:
             self._container = av.open(
-                file, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "file"}
+                file, mode="r", metadata_errors="ignore", container_options=only_files
             )
         except av.error.PermissionError as error:
             raise VideoNotFoundError(f"{self._name} cannot be read: no permission") from error
@@ -266,9 +271,9 @@ class VideoReader:
 
         Damaged packets are counted and skipped.
 
-        Args: from_keyframe: After a seek: skip what lies before the next keyframe, in the file or
-            on the screen, because
-                it needs frames that were never decoded.
+        Args:
+            from_keyframe: After a seek: skip what lies before the next keyframe, in the file or on
+                the screen, because it needs frames that were never decoded.
         """
         first_ticks = None
         for packet in _packets(self._container, self._stream):
@@ -315,9 +320,8 @@ class VideoReader:
             return frame.pts
         if frame.dts is not None:
             return frame.dts
-        return round(
-            index / (self._fps * self._tick_s)
-        )  # a bare stream of pictures: its rate is all there is
+        # A bare stream of pictures: its rate is all there is.
+        return round(index / (self._fps * self._tick_s))
 
     def _to_rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
         """Convert and scale a frame, upright. Returns uint8 (H, W, 3 RGB)."""
@@ -364,9 +368,8 @@ class VideoReader:
 
         duration_s, self._last_frame_s = ends.video_s - start_s, ends.last_frame_s - start_s
         if promised_s is not None and promised_s - ends.any_s > _slack(promised_s - start_s):
-            duration_s = self._last_frame_s = (
-                promised_s - start_s
-            )  # truncated; frames_at tells who asks for the rest
+            # Truncated: what is there may be used, and who asks for the rest is told so.
+            duration_s = self._last_frame_s = promised_s - start_s
         turned = _quarter_turns(first[0]) % 2 == 1
         height, width = first[0].height, first[0].width
         self.info = VideoInfo(

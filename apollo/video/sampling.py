@@ -18,10 +18,11 @@ import numpy as np
 class ClipSampling:
     """How to choose clips.
 
-    Args: mode: A key of `SAMPLERS`. frames_per_clip: Frames in each clip. 4 in the paper, what its
-        video encoder takes. clip_duration_s: Seconds from the start of a clip to the start of the
-        next one; with 4 frames, 2 s are the
-            paper's 2 frames per second.
+    Args:
+        mode: A key of `SAMPLERS`.
+        frames_per_clip: Frames in each clip. 4 in the paper, what its video encoder takes.
+        clip_duration_s: Seconds from the start of a clip to the start of the next one; with 4
+            frames, 2 s are the paper's 2 frames per second.
         max_clips: Most clips a video may have (see `max_clips_for_budget`); None is no limit.
     """
 
@@ -54,7 +55,8 @@ def sample(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarray, np.nd
         duration_s: Length of the video in seconds; 0 is allowed (a single picture).
         sampling: How to choose.
 
-    Returns: `times_s`, float64 (C clips, T frames): when to take each frame. Times may lie beyond
+    Returns:
+        `times_s`, float64 (C clips, T frames): when to take each frame. Times may lie beyond
         the end in a clip that the video does not fill; the frame shown then is the last one.
         `spans_s`, float64 (C, 2): start and end of each clip, the end never beyond the video's.
     """

@@ -1,8 +1,9 @@
-"""Conversations about scenes: the four data types of the paper (text, image, multi-image, video) as messages.
+"""Conversations about scenes: the paper's data types (text, image, multi-image, video) as messages.
 
-Each function takes a scene and a `header` that stands for what is seen: media parts (a video, pictures) or the same thing
-in words. The words make the text from which a language model learns to read and to reason over transcripts before it
-sees, and they ask exactly what is later asked of the video. Read next: `make.py`, `apollo/train/parts.py`.
+Each function takes a scene and a `header` that stands for what is seen: media parts (a video,
+pictures) or the same thing in words. The words make the text from which a language model learns to
+read and to reason over transcripts before it sees, and they ask exactly what is later asked of the
+video. Read next: `make.py`, `apollo/train/parts.py`.
 """
 
 from __future__ import annotations
@@ -54,9 +55,8 @@ def _exchange(
     """The question as asked and its answer; a share is asked without options."""
     if rng.random() < open_share:
         return question.question, question.answer
-    return question_prompt(
-        question.question, question.options(int(rng.integers(4)))
-    ), question.answer
+    options = question.options(int(rng.integers(4)))
+    return question_prompt(question.question, options), question.answer
 
 
 def about_video(
@@ -101,22 +101,30 @@ def about_video(
 def captions_of_video(
     scene: Scene, rng: np.random.Generator, header: Header, spans: np.ndarray, max_turns: int = 8
 ) -> list[Message]:
-    """Describe up to `max_turns` clips of a video one after another, in the order of time."""
+    """Describe up to `max_turns` clips of a video, one a turn, in the order of time.
+
+    Args:
+        scene: What the video shows.
+        rng: Decides which clips.
+        header: The video as a part, or its transcript.
+        spans: (C, 2) the clips that are seen, in seconds.
+        max_turns: Most exchanges of the conversation.
+    """
     told = language.lines(scene, spans)
-    clips = np.sort(rng.permutation(len(spans))[:max_turns])
-    return _turns(
-        header,
-        [(DESCRIBE.format(f"{clock(spans[c][0])}-{clock(spans[c][1])}"), told[c]) for c in clips],
-    )
+    exchanges = []
+    for clip in np.sort(rng.permutation(len(spans))[:max_turns]):
+        start, end = spans[clip]
+        exchanges.append((DESCRIBE.format(f"{clock(start)}-{clock(end)}"), told[clip]))
+    return _turns(header, exchanges)
 
 
 def caption_of_image(scene: Scene, t: float, header: Header) -> list[Message]:
-    """Describe one frame."""
+    """Describe the frame at `t` seconds."""
     return _turns(header, [(CAPTION, language.caption(scene, t))])
 
 
 def _image_questions(scene: Scene, t: float, rng: np.random.Generator) -> list[Question]:
-    """What one frame can be asked."""
+    """What the frame at `t` seconds can be asked."""
 
     def wrong(answer: str, pool: Sequence[str]) -> list[str]:
         others = [v for v in pool if v != answer]
@@ -179,20 +187,25 @@ def _image_questions(scene: Scene, t: float, rng: np.random.Generator) -> list[Q
 def about_image(
     scene: Scene, t: float, rng: np.random.Generator, header: Header, max_turns: int = 4
 ) -> list[Message]:
-    """Questions about one frame."""
+    """Up to `max_turns` questions about the frame at `t` seconds, in random order."""
     questions = _image_questions(scene, t, rng)
-    return _turns(
-        header, [_exchange(questions[i], rng) for i in rng.permutation(len(questions))[:max_turns]]
-    )
+    order = rng.permutation(len(questions))[:max_turns]
+    return _turns(header, [_exchange(questions[i], rng) for i in order])
 
 
 def about_images(
     shown: Sequence[tuple[Scene, float]], rng: np.random.Generator, header: Header
 ) -> list[Message]:
-    """Which of several pictures shows this? Asked of what one of them alone has."""
+    """Which of several pictures shows this? Asked of what one of them alone has.
+
+    Args:
+        shown: The scene of each picture and its moment in seconds.
+        rng: Decides what is asked, and in which order.
+        header: The pictures as parts, or their captions.
+    """
     names = [
         {
-            thing.label if thing.kind != "sign" else f"sign {thing.name}"
+            f"sign {thing.name}" if thing.kind == "sign" else f"{colour_at(thing, t)} {thing.name}"
             for thing in scene.things
             if language.in_view(scene, thing, t)
         }
@@ -224,25 +237,13 @@ def fact(rng: np.random.Generator) -> list[Message]:
         if kind == 0:
             others = [d for d in (*OPPOSITE, "centre") if d != OPPOSITE[word]]
             wrong = [others[i] for i in rng.permutation(len(others))[:3]]
-            exchanges.append(
-                _exchange(
-                    Question("", f"What is the opposite of {word}?", OPPOSITE[word], wrong), rng
-                )
-            )
+            question = Question("", f"What is the opposite of {word}?", OPPOSITE[word], wrong)
+            exchanges.append(_exchange(question, rng))
         elif kind == 1:
             others = [d for d in DIGITS if d != str(digit + 1)]
             wrong = [others[i] for i in rng.permutation(len(others))[:3]]
-            exchanges.append(
-                _exchange(
-                    Question(
-                        "",
-                        f"Which digit comes after {digit} when one counts?",
-                        str(digit + 1),
-                        wrong,
-                    ),
-                    rng,
-                )
-            )
+            asked = f"Which digit comes after {digit} when one counts?"
+            exchanges.append(_exchange(Question("", asked, str(digit + 1), wrong), rng))
         elif kind == 2:
             exchanges.append((f"Repeat: {' '.join(texts)}.", f"{' '.join(texts)}."))
         elif kind == 3:
@@ -251,28 +252,24 @@ def fact(rng: np.random.Generator) -> list[Message]:
         else:
             start = int(rng.integers(0, 30)) * 2
             length = int(rng.integers(1, 8)) * 2
-            exchanges.append(
-                (
-                    f"How many seconds are there from {clock(start)} to {clock(start + length)}?",
-                    str(length),
-                )
-            )
+            span = f"from {clock(start)} to {clock(start + length)}"
+            exchanges.append((f"How many seconds are there {span}?", str(length)))
     return _turns("", exchanges)
 
 
 def telling_time(scene: Scene, rng: np.random.Generator) -> float:
-    """A moment of the scene in seconds; in half of the scenes that have signs, one that shows a sign."""
+    """A moment of the scene in seconds; if it has signs, half of the draws show one."""
     signs = scene.of_kind("sign")
     if signs and rng.random() < 0.5:
         return signs[int(rng.integers(len(signs)))].middle_s
     return float(rng.uniform(0, scene.duration_s))
 
 
-# -- text alone -------------------------------------------------------------------------------------------------------
+# -- text alone --------------------------------------------------------------------------------
 
 
 def _scene(rng: np.random.Generator, seed: int, split: str, long_share: float = 0.15) -> Scene:
-    """Any scene of the split; those over 24 s are thinned out, attention being quadratic in their length."""
+    """Any scene of the split; few over 24 s, as attention is quadratic in their length."""
     while True:
         scene = make_scene(seed, int(rng.integers(2**40)), split)
         if scene.duration_s <= 24 or rng.random() < long_share:
@@ -280,7 +277,15 @@ def _scene(rng: np.random.Generator, seed: int, split: str, long_share: float = 
 
 
 def text_sample(seed: int, index: int, split: str = "train") -> list[Message]:
-    """The text-only conversation with this number: a video, a picture or several told in words, or facts."""
+    """The text-only conversation with this number: a pure function of its three arguments.
+
+    It is about a video, a picture or several, told in words, or about facts.
+
+    Args:
+        seed: Seed of the world.
+        index: Number of the conversation in its split.
+        split: "train" or "test", whose scenes are told.
+    """
     rng = np.random.default_rng([seed, SPLITS[split], index, 2])
     kind = rng.random()
     if kind < 0.08:
@@ -297,6 +302,5 @@ def text_sample(seed: int, index: int, split: str = "train") -> list[Message]:
     transcript = language.transcript(scene, spans)
     if kind < 0.36:
         return captions_of_video(scene, rng, transcript, spans, max_turns=4)
-    return about_video(
-        scene, ask_all(scene, rng), rng, transcript, spans, max_turns=12, describe_share=0.1
-    )
+    questions = ask_all(scene, rng)
+    return about_video(scene, questions, rng, transcript, spans, max_turns=12, describe_share=0.1)

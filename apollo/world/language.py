@@ -1,8 +1,9 @@
-"""Words for scenes: the line that describes a clip, the transcript of a video, the caption of a frame.
+"""Words for scenes: the line of a clip, the transcript of a video, the caption of a frame.
 
-A line is a handful of short sentences, one fact each ("red circle top left. circle moves right slowly."), so that an
-encoder can be taught fact by fact and a language model can read a whole video as timed lines before it ever sees one.
-An event is told once, in the clip that shows most of it. Next: `questions.py`.
+A line is a handful of short sentences, one fact each ("red circle top left. circle moves right
+slowly."), so that an encoder can be taught fact by fact and a language model can read a whole video
+as timed lines before it ever sees one. An event is told once, in the clip that shows most of it.
+Next: `questions.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from apollo.video.sampling import ClipSampling, sample
 from apollo.world.scene import Event, Scene, Thing, at, colour_at, is_visible, place_of, size_at
 
 SAMPLING = ClipSampling(max_clips=24)
-"""The clips that transcripts and captions speak of: 4 frames over 2 s, spaced out in videos over 48 s."""
+"""The clips that transcripts and captions speak of: 4 frames over 2 s, spaced out in videos over
+48 s."""
 
 
 def clip_spans(duration_s: float) -> np.ndarray:
@@ -28,7 +30,7 @@ def clock(t: float) -> str:
 
 
 def event_text(scene: Scene, event: Event) -> str:
-    """What happens, in the present tense; shapes go by their name alone, which is unique in a scene."""
+    """What happens, in the present tense; a shape goes by its name alone, unique in its scene."""
     name = scene.things[event.thing].name if event.thing >= 0 else ""
     if event.kind == "sign":
         return f"sign {name} is shown"
@@ -58,7 +60,7 @@ def _told(scene: Scene, event: Event) -> str:
 
 
 def describe(scene: Scene, thing: Thing, t: float, place: bool = True) -> str:
-    """Size, colour, texture, shape and place of a thing at `t`."""
+    """Size, colour, texture, shape and (if `place`) place of a thing at `t` seconds."""
     words = [size_at(thing, t), colour_at(thing, t)]
     if thing.texture != "plain":
         words.append(thing.texture)
@@ -69,7 +71,7 @@ def describe(scene: Scene, thing: Thing, t: float, place: bool = True) -> str:
 
 
 def in_view(scene: Scene, thing: Thing, t: float) -> bool:
-    """Whether the thing is switched on and its centre lies in the picture."""
+    """Whether at `t` seconds the thing is switched on and its centre lies in the picture."""
     x, y = at(thing.position, t) - at(scene.camera, t)
     return is_visible(thing, t) and 0 <= x <= 1 and 0 <= y <= 1
 
@@ -86,7 +88,9 @@ def _states(scene: Scene, start: float, end: float) -> list[str]:
 
 
 def assign(scene: Scene, spans: np.ndarray) -> list[list[Event]]:
-    """Give each event to the clip that overlaps it most; camera legs to every clip that they fill by a third.
+    """Give each event to the clip that overlaps it most.
+
+    A camera leg goes to every clip more than a third of which it fills.
 
     Args:
         scene: The scene.
@@ -107,7 +111,12 @@ def assign(scene: Scene, spans: np.ndarray) -> list[list[Event]]:
 
 
 def lines(scene: Scene, spans: np.ndarray) -> list[str]:
-    """One line of sentences for each clip: the shapes, then what happens; "nothing." if there is neither."""
+    """One line for each clip: its shapes, then what happens; "nothing." if there is neither.
+
+    Args:
+        scene: The scene.
+        spans: (C, 2) start and end of each clip in seconds.
+    """
     out = []
     for (start, end), events in zip(spans, assign(scene, spans), strict=True):
         facts = _states(scene, start, end) + [_told(scene, event) for event in events]
@@ -116,14 +125,19 @@ def lines(scene: Scene, spans: np.ndarray) -> list[str]:
 
 
 def transcript(scene: Scene, spans: np.ndarray) -> str:
-    """The video in words, in the form in which the model will see its clips."""
+    """The video in words, in the form in which the model will see its clips.
+
+    Args:
+        scene: The scene.
+        spans: (C, 2) start and end of each clip in seconds.
+    """
     told = zip(spans, lines(scene, spans), strict=True)
     clips = [f"clip from {clock(s)}-{clock(e)}: {line}" for (s, e), line in told]
     return "\n".join([f"{scene.ground} ground.", *clips])
 
 
 def caption(scene: Scene, t: float) -> str:
-    """What one frame shows."""
+    """What the frame at `t` seconds shows."""
     facts = [f"{scene.ground} ground"]
     for thing in scene.things:
         if not in_view(scene, thing, t):
@@ -139,7 +153,7 @@ def caption(scene: Scene, t: float) -> str:
 
 
 def frame_facts(scene: Scene, t: float) -> list[str]:
-    """Short phrases, one fact each, true of the frame at `t`: what an image encoder is taught to name."""
+    """Phrases, one fact each, true of the frame at `t` seconds: what an image encoder is taught."""
     facts = [f"{scene.ground} ground"]
     for thing in scene.things:
         if in_view(scene, thing, t):
@@ -159,15 +173,20 @@ def _looks(scene: Scene, thing: Thing, t: float) -> list[str]:
 
 
 def clip_facts(scene: Scene, spans: np.ndarray, clip: int) -> list[str]:
-    """Short phrases true of one clip of a video: looks at its last frames, and above all what happens."""
+    """Phrases true of one clip of a video: looks at its last frames, and above all what happens.
+
+    Args:
+        scene: The scene.
+        spans: (C, 2) start and end of all clips in seconds: an event is a fact of one of them.
+        clip: Which of the clips.
+    """
     start, end = spans[clip]
+    times = [max(t, start) for t in (end - 0.5, end - 1.0, start)]
     facts = []
     for thing in scene.shapes:
-        seen = next(
-            (t for t in (end - 0.5, end - 1.0, start) if in_view(scene, thing, max(t, start))), None
-        )
+        seen = next((t for t in times if in_view(scene, thing, t)), None)
         if seen is not None:
-            facts += _looks(scene, thing, max(seen, start))[:2]
+            facts += _looks(scene, thing, seen)[:2]
     camera_moves = False
     for event in assign(scene, spans)[clip]:
         facts.append(event_text(scene, event))

@@ -6,7 +6,8 @@
     captions_image.jsonl captions_video.jsonl text.jsonl image.jsonl multi_image.jsonl video.jsonl
                                          conversations, for training: the paper's four data types
 
-Every file depends on (seed, split, number of videos) alone, not on the number of processes. Read first: `scene.py`.
+Every file depends on (seed, split, number of videos) alone, not on the number of processes.
+Read first: `scene.py`.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ CONVERSATIONS_PER_VIDEO = 2
 ASIDE = 2**41
 """Added to a scene's number: its companion in multi-image records."""
 CAPTION_CLIPS = 8
-"""Videos of up to so many clips (16 s) are captioned; longer ones would make rows that are mostly captions."""
+"""Videos of up to so many clips (16 s) are captioned; longer ones would make rows that are mostly
+captions."""
 NEEDS_SHARE = {"frames": 0.85, "frame": 0.10, "text": 0.05}
-"""Share of the questions that need several frames; that one frame answers; that the text alone answers (planted)."""
+"""Share of the questions that need several frames; that one frame answers; that the text alone
+answers (planted)."""
 RECORD_FILES = ("captions_image", "captions_video", "text", "image", "multi_image", "video")
 
 
@@ -110,7 +113,7 @@ def _write(file: Any, records: Iterable[dict]) -> None:
 def _make_one(
     out_dir: Path, seed: int, split: str, index: int
 ) -> tuple[dict[str, list[dict]], list[Question]]:
-    """Write the video and the pictures of one scene; return its records for each file and its questions."""
+    """Write one scene's video and pictures; return its records by file and its questions."""
     scene = make_scene(seed, index, split)
     rng = np.random.default_rng([seed, SPLITS[split], index, 1])
     video = f"videos/{index:06d}.mp4"
@@ -119,9 +122,8 @@ def _make_one(
     questions = ask_all(scene, rng)
     header = [{"type": "video", "video": video}]
     pictures, shown = [], []
-    for number in range(
-        IMAGES_PER_VIDEO + 1
-    ):  # the last is of a scene that no video shows, beside the others
+    # The last picture is of a scene that no video shows, beside the others.
+    for number in range(IMAGES_PER_VIDEO + 1):
         pictured = scene if number < IMAGES_PER_VIDEO else make_scene(seed, index + ASIDE, split)
         t = corpus.telling_time(pictured, rng)
         path = f"images/{index:06d}_{number}.png"
@@ -166,7 +168,7 @@ def _make_one(
 
 
 class _Chooser:
-    """Chooses each video's questions so that families, and the place of the right option, stay balanced."""
+    """Chooses questions so that families, and the place of the right option, stay balanced."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng, self.counts = rng, Counter({family: 0 for family in FAMILIES})
@@ -178,11 +180,10 @@ class _Chooser:
         }
 
     def is_common(self, question: Question) -> bool:
-        """Whether the answer is far ahead of the family's others, so that it would be a good guess."""
+        """Whether the answer is so far ahead of the family's others that it is a good guess."""
         mine = [count for (family, _), count in self.answers.items() if family == question.family]
-        return self.answers[question.family, question.answer] > 2 + 1.3 * sum(mine) / max(
-            4, len(mine)
-        )
+        limit = 2 + 1.3 * sum(mine) / max(4, len(mine))
+        return self.answers[question.family, question.answer] > limit
 
     def choose(self, number: int, scene: dict, questions: list[Question]) -> list[dict]:
         """The rows of questions.jsonl for one video: those whose families are furthest behind."""
@@ -191,9 +192,8 @@ class _Chooser:
         rows = []
         for question in behind[:QUESTIONS_PER_VIDEO]:
             count = self.counts[question.family]
-            if (
-                count % 4 == 0
-            ):  # the right option stands once at each place in four questions of a family
+            # The right option stands once at each place in four questions of a family.
+            if count % 4 == 0:
                 self.places[question.family] = self.rng.permutation(4)
             position = int(self.places[question.family][count % 4])
             self.counts[question.family] += 1
@@ -224,7 +224,6 @@ def main(args: argparse.Namespace) -> int:
         args: out, num_videos, seed, workers, split.
     """
     counts = make_world(args.out, args.num_videos, args.seed, args.split, args.workers)
-    print(
-        f"{args.out}: {args.num_videos} videos, {sum(counts.values())} questions of {len(+counts)} families"
-    )
+    questions = f"{sum(counts.values())} questions of {len(+counts)} families"
+    print(f"{args.out}: {args.num_videos} videos, {questions}")
     return 0

@@ -1,9 +1,12 @@
-"""Question families: each turns a scene into a multiple-choice question whose answer is known by construction.
+"""Question families: each turns a scene into a multiple-choice question of known answer.
 
-`FAMILIES` maps a family's name to its function and class (the five of ApolloBench, paper Section 2.3) and to what it
-takes to answer it: several frames, one frame, or the text alone. The wrong options come from the same scene where
-it offers them, so that seeing *what* is there does not tell *when* or *in which order*. `Question.query` says in data
-what is asked, for the independent `check.py`. To add a family, write one function and one entry.
+`FAMILIES` maps a family's name to its function and class (the five of ApolloBench, paper Section
+2.3) and to what it takes to answer it: several frames, one frame, or the text alone. A family's
+function takes a scene and a generator and returns None where the scene does not allow the question.
+
+The wrong options come from the same scene where it offers them, so that seeing *what* is there does
+not tell *when* or *in which order*. `Question.query` says in data what is asked, for the
+independent `check.py`. To add a family, write one function and one entry.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ ACTIONS = (
     "appears",
 )
 STAGE_KINDS = (*ACTIONS, "sign")
+ALSO = {"hits": ("moves",), "leaves": ("moves",), "blinks": ("appears", "leaves")}
+"""What else may be said of a thing that does this: never offered beside it."""
 VERBS = {"blinks": "blink", "spins": "spin"}
 
 
@@ -95,7 +100,10 @@ def _wrong(
 
 
 def _numbers(rng: np.random.Generator, answer: int, step: int = 1, most: int = 7) -> list[str]:
-    """Three other numbers of the pool step, 2 step, ..., most step: windows around the answer would give it away."""
+    """Three other numbers of the pool step, 2 step, ..., most step.
+
+    The pool is the same for every answer: a window around the answer would give it away.
+    """
     pool = [k * step for k in range(1, max(most, answer // step + 1) + 1) if k * step != answer]
     return [str(pool[i]) for i in rng.permutation(len(pool))[:3]]
 
@@ -106,7 +114,7 @@ def _ordinal(rng: np.random.Generator, items: Sequence[Any]) -> tuple[int, str]:
     return i, "last" if i == len(items) - 1 and rng.random() < 0.5 else ORDINALS[i]
 
 
-# -- Temporal OCR ---------------------------------------------------------------------------------------------------
+# -- Temporal OCR ------------------------------------------------------------------------------
 
 
 def _signs(scene: Scene) -> list[str]:
@@ -114,13 +122,9 @@ def _signs(scene: Scene) -> list[str]:
 
 
 def _sign_pool(texts: Sequence[str]) -> tuple[str, ...]:
-    return (
-        DIGITS
-        if all(t.isdigit() for t in texts)
-        else WORDS
-        if not any(t.isdigit() for t in texts)
-        else WORDS + DIGITS
-    )
+    if all(t.isdigit() for t in texts):
+        return DIGITS
+    return WORDS + DIGITS if any(t.isdigit() for t in texts) else WORDS
 
 
 def sign_ordinal(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -179,14 +183,25 @@ def _window(t: float) -> str:
     return f"{clock(start)}-{clock(start + 2)}"
 
 
-def _when(rng: np.random.Generator, scene: Scene, t: float) -> list[str] | None:
-    """Three other windows, each at least one window away, those of other events first."""
-    mine = int(t // 2)
-    far = [k for k in range(int(scene.duration_s // 2)) if abs(k - mine) > 1]
-    if len(far) < 3:
-        return None
-    busy = [k for k in far if any(int(e.middle_s // 2) == k for e in scene.events)]
-    return _wrong(rng, _window(t), [_window(2 * k) for k in busy], [_window(2 * k) for k in far])
+def _when(rng: np.random.Generator, scene: Scene, event: Event) -> list[str] | None:
+    """Three other windows, those of other events first; None if the video is too short for them.
+
+    Of the four no two touch: if only the answer stood apart, that would give it away.
+    """
+    mine = int(event.middle_s // 2)
+    clear = [
+        k
+        for k in range(int(scene.duration_s // 2))
+        if 2 * k >= event.end_s or 2 * k + 2 <= event.start_s
+    ]
+    far = [k for k in clear if abs(k - mine) > 1]
+    busy = {int(e.middle_s // 2) for e in scene.events}
+    drawn = [far[i] for i in rng.permutation(len(far))]
+    kept = [mine]
+    for k in sorted(drawn, key=lambda k: k not in busy):
+        if len(kept) < 4 and all(abs(k - other) > 1 for other in kept):
+            kept.append(k)
+    return [_window(2 * kept[1 + i]) for i in rng.permutation(3)] if len(kept) == 4 else None
 
 
 def sign_when(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -195,7 +210,7 @@ def sign_when(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not events:
         return None
     event = _choose(rng, events)
-    wrong = _when(rng, scene, event.middle_s)
+    wrong = _when(rng, scene, event)
     if wrong is None:
         return None
     return Question(
@@ -228,7 +243,7 @@ def sign_with_event(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-# -- Egocentric -----------------------------------------------------------------------------------------------------
+# -- Egocentric --------------------------------------------------------------------------------
 
 
 def camera_ordinal(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -329,7 +344,7 @@ def pass_count(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-# -- Spatial --------------------------------------------------------------------------------------------------------
+# -- Spatial -----------------------------------------------------------------------------------
 
 
 def _touching(scene: Scene, thing: int) -> list[Event]:
@@ -396,7 +411,8 @@ def leave_side(scene: Scene, rng: np.random.Generator) -> Question | None:
 def move_direction(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which way does it move (first, last)?"""
     pushed = {i for e in scene.of_kind("hits") for i in (e.thing, e.other)}
-    events = [e for e in scene.of_kind("moves") if e.thing not in pushed]
+    gone = {e.thing for e in scene.of_kind("leaves")}
+    events = [e for e in scene.of_kind("moves") if e.thing not in pushed | gone]
     if not events:
         return None
     thing = _choose(rng, sorted({e.thing for e in events}))
@@ -413,7 +429,10 @@ def move_direction(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def relation_end(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """At the end, on which side of another thing is it? Asked where one of the two has moved and the side is clear."""
+    """At the end, on which side of another thing is it?
+
+    Asked where one of the two has moved and the side is clear.
+    """
     gone = {e.thing for e in scene.of_kind("leaves")}
     here = [t for t in scene.shapes if t.id not in gone]
     cases = []
@@ -438,7 +457,7 @@ def relation_end(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-# -- Perception -----------------------------------------------------------------------------------------------------
+# -- Perception --------------------------------------------------------------------------------
 
 
 def _actions(scene: Scene) -> dict[int, list[Event]]:
@@ -451,17 +470,25 @@ def _actions(scene: Scene) -> dict[int, list[Event]]:
 def action_of(scene: Scene, rng: np.random.Generator) -> Question | None:
     """What does the thing do, which does one thing only?"""
     acted = {i: {e.kind for e in events} for i, events in _actions(scene).items()}
-    single = [i for i, kinds in acted.items() if len(kinds) == 1]
+    pushed = {e.other for e in scene.of_kind("hits")}
+    single = [i for i, kinds in acted.items() if len(kinds) == 1 and i not in pushed]
     if not single:
         return None
     thing = _choose(rng, single)
     answer = next(iter(acted[thing]))
-    near = [kind for i, kinds in acted.items() if i != thing for kind in sorted(kinds)]
+    unfit = ALSO.get(answer, ())
+    near = [
+        kind
+        for i, kinds in acted.items()
+        if i != thing
+        for kind in sorted(kinds)
+        if kind not in unfit
+    ]
     return Question(
         "action_of",
-        f"What does the {scene.things[thing].label} do?",
+        f"What does the {scene.things[thing].name} do?",
         answer,
-        _wrong(rng, answer, near, ACTIONS),
+        _wrong(rng, answer, near, [kind for kind in ACTIONS if kind not in unfit]),
         {"thing": thing},
     )
 
@@ -471,12 +498,9 @@ def actor_of(scene: Scene, rng: np.random.Generator) -> Question | None:
     actors: dict[str, set[int]] = {}
     for event in scene.of_kind(*ACTIONS):
         actors.setdefault(event.kind, set()).add(event.thing)
-    pushed = bool(
-        actors.pop("hits", None)
-    )  # a hit moves two things: neither "hits" nor "moves" has one actor
-    single = sorted(
-        k for k, things in actors.items() if len(things) == 1 and not (pushed and k == "moves")
-    )
+    actors.pop("hits", None)  # moves two things: it has no one actor
+    taken = {"moves": scene.of_kind("hits", "leaves"), "appears": scene.of_kind("blinks")}
+    single = sorted(k for k, things in actors.items() if len(things) == 1 and not taken.get(k))
     if not single:
         return None
     kind = _choose(rng, single)
@@ -524,7 +548,7 @@ def _colour_change(
     )
 
 
-# -- Reasoning ------------------------------------------------------------------------------------------------------
+# -- Reasoning ---------------------------------------------------------------------------------
 
 
 def _stage_events(scene: Scene) -> list[Event]:
@@ -544,9 +568,17 @@ def _event_pool(scene: Scene, rng: np.random.Generator) -> list[str]:
     pool = [
         f"{name} {kind}"
         for name in names
-        for kind in ("blinks", "grows", "shrinks", "spins", "splits")
+        for kind in ("blinks", "grows", "shrinks", "spins", "splits", "leaves", "appears")
     ]
-    pool += [f"{name} moves {d}" for name in names for d in DIRECTIONS]
+    pushed = {
+        scene.things[i].name
+        for e in scene.of_kind("hits", "leaves")
+        for i in (e.thing, e.other)
+        if i >= 0
+    }
+    pool += [f"{name} moves {d}" for name in names if name not in pushed for d in DIRECTIONS]
+    pool += [f"{a} hits {b}" for a in names for b in names if a != b]
+    pool += [f"{name} turns {_choose(rng, tuple(COLOURS))}" for name in names]
     return [text for text in pool if text not in said]
 
 
@@ -601,7 +633,7 @@ def event_when(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not events:
         return None
     event = _choose(rng, events)
-    wrong = _when(rng, scene, event.middle_s)
+    wrong = _when(rng, scene, event)
     if wrong is None:
         return None
     text = event_text(scene, event)
@@ -621,15 +653,14 @@ def action_count(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     thing, kind = _choose(rng, sorted(counts))
     count = counts[thing, kind]
-    if (
-        count == 1 and rng.random() < 0.6
-    ):  # once is the most frequent number: it must not be the best guess
+    # Once is the most frequent number: it must not be the best guess.
+    if count == 1 and rng.random() < 0.6:
         return None
     return Question(
         "action_count",
         f"How many times does the {scene.things[thing].label} {VERBS[kind]}?",
         str(count),
-        _numbers(rng, count),
+        _numbers(rng, count, most=4),
         {"thing": thing, "kind": kind},
     )
 
@@ -655,13 +686,16 @@ def cause(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def stay_duration(scene: Scene, rng: np.random.Generator) -> Question | None:
     """How many seconds is something in view that appears late or leaves early?"""
-    comes = {e.thing: e.start_s for e in scene.of_kind("appears")}
+    comes = {e.thing: e.middle_s for e in scene.of_kind("appears")}
     goes = {e.thing: e.end_s for e in scene.of_kind("leaves")}
-    things = sorted(set(comes) | set(goes))
+    gaps = {e.thing for e in scene.of_kind("blinks")}
+    things = sorted((set(comes) | set(goes)) - gaps)
     if not things:
         return None
     thing = _choose(rng, things)
     stay = goes.get(thing, scene.duration_s) - comes.get(thing, 0.0)
+    if stay > 21 or abs(stay / 2 % 1 - 0.5) < 0.15:  # as near to one even number as to the next
+        return None
     answer = max(2, round(stay / 2) * 2)
     return Question(
         "stay_duration",
@@ -675,6 +709,8 @@ def stay_duration(scene: Scene, rng: np.random.Generator) -> Question | None:
 def faster(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which of the things that move does so quickly?"""
     paces: dict[int, set[str]] = {}
+    if scene.of_kind("hits", "leaves"):  # they move things too, at speeds between the two
+        return None
     for event in scene.of_kind("moves"):
         paces.setdefault(event.thing, set()).add(event.value.split()[1])
     if len(paces) < 2:
@@ -690,7 +726,7 @@ def faster(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-# -- Planted: one frame, or no frame at all, is enough -----------------------------------------------------------------
+# -- Planted: one frame, or no frame at all, is enough -----------------------------------------
 
 
 def ground_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -767,7 +803,7 @@ def fact_digit(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 @dataclass(frozen=True)
 class FamilyInfo:
-    """A family's function, its class and what its questions need."""
+    """A family's function, its class and what its questions need: "frames", "frame" or "text"."""
 
     ask: Family
     question_class: str

@@ -1,8 +1,8 @@
-"""Scenes to pixels: `frame(scene, t)` draws one moment, `write_video` an H.264 MP4 with honest timestamps.
+"""Scenes to pixels: `frame` draws one moment, `write_video` an H.264 MP4 with honest timestamps.
 
-Only the tracks of a scene are read here, never its events. Everything is numpy on small sprites that are cached, so that
-one core draws and encodes several videos a second. Same scene, same bytes: the encoder runs on one thread and the
-container carries no date.
+Only the tracks of a scene are read here, never its events. Everything is numpy on small sprites
+that are cached, so that one core draws and encodes several videos a second. Same scene, same bytes:
+the encoder runs on one thread and the container carries no date. Read next: `language.py` (words).
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _paste(picture: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _map(ground: str, seed: int) -> np.ndarray:
-    """A wide patch of ground with random blobs, so that the camera's motion shows; it wraps. (3 SIZE, 3 SIZE, 3)."""
+    """Ground that wraps, with blobs that show the camera's motion: (3 SIZE, 3 SIZE, 3)."""
     rng = np.random.default_rng(seed)
     base = np.array(GROUNDS[ground], np.float32)
     field = np.broadcast_to(base, (3 * SIZE, 3 * SIZE, 3)).copy()
@@ -181,7 +181,7 @@ def _ground(scene: Scene, camera: np.ndarray) -> np.ndarray:
 
 
 def _speck(number: int, t: float) -> tuple[float, float]:
-    """Where the distractor of this number is at `t`: small grey squares that drift and mean nothing."""
+    """Pixel (x, y) of a distractor at `t` seconds: a grey square that drifts and means nothing."""
     rng = np.random.default_rng(number)
     x, y, vx, vy = rng.uniform([0, 0, -0.25, -0.25], [1, 1, 0.25, 0.25])
     return (x + vx * t) % 1 * SIZE, (y + vy * t) % 1 * SIZE
@@ -217,7 +217,10 @@ def frame(scene: Scene, t: float) -> np.ndarray:
 
 
 def frame_times(scene: Scene) -> np.ndarray:
-    """Presentation times of the video's frames in seconds; spacing varies by up to half if the rate is variable."""
+    """Presentation times (T,) of the video's frames in seconds, from zero.
+
+    At a variable rate each step is between half and one and a half times the nominal one.
+    """
     step = 1 / scene.source_fps
     if not scene.variable_rate:
         return np.arange(int(scene.duration_s * scene.source_fps)) * step
@@ -235,9 +238,8 @@ def write_video(scene: Scene, path: str | Path) -> None:
         path: File to write; an existing one is replaced.
     """
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(
-            "libx264", rate=Fraction(scene.source_fps).limit_denominator(1001)
-        )
+        rate = Fraction(scene.source_fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = TIME_BASE

@@ -1,13 +1,14 @@
 """The micro world's scenes: what exists, where it is at every moment, and what happens.
 
-A scene is plain data. Its *tracks* (position, scale, colour, visibility, camera) say what every pixel shows and are
-all that `render.py` and `check.py` read; its *events* name what was planned ("the circle grows") and are what
-`language.py` and `questions.py` speak about. The two are kept apart so that an independent checker can recompute
-every answer from the tracks alone.
+A scene is plain data. Its *tracks* (position, scale, colour, visibility, camera) say what every
+pixel shows and are all that `render.py` and `check.py` read; its *events* name what was planned
+("the circle grows") and are what `language.py` and `questions.py` speak about. The two are kept
+apart so that an independent checker can recompute every answer from the tracks alone.
 
-Time is cut into beats (2 s; longer in videos over 40 s) and an event fits inside one beat. In most scenes the
-beats begin at zero, so that a clip of the default sampling (4 frames over 2 s) sees a whole event; in the others
-they are shifted and events straddle clips. Next: `render.py` (pixels), `language.py` (words).
+Time is cut into beats (2 s; longer in videos over 40 s) and an event fits inside one beat. In most
+scenes the beats begin at zero, so that a clip of the default sampling (4 frames over 2 s) sees a
+whole event; in the others they are shifted and events straddle clips. Next: `render.py` (pixels),
+`language.py` (words).
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ LEG_LENGTH = 0.8
 class Thing:
     """Something that can be seen: a shape, a landmark or a sign.
 
-    Tracks are lists of keyframes `[t_s, value...]`, linear between keyframes (colour: a step); positions are in picture
-    widths on the map, whose origin is the upper left corner of the first view.
+    Tracks are lists of keyframes `[t_s, value...]`, linear between keyframes (`colours`: a step).
+    `position` is in picture widths on the map, whose origin is the upper left corner of the first
+    view, and so is `spread`, how far the halves of a split shape stand from its centre; `scale`
+    multiplies `RADIUS`; `angle` is in degrees. `visible` lists stretches `[start_s, end_s]`.
     """
 
     id: int
@@ -88,7 +91,10 @@ class Thing:
 
 @dataclass
 class Event:
-    """Something that happens between `start_s` and `end_s`; `thing` and `other` are ids, -1 for the camera."""
+    """Something that happens from `start_s` to `end_s`.
+
+    `thing` (who acts) and `other` (what is hit) are ids; -1 stands for none, or for the camera.
+    """
 
     kind: str
     start_s: float
@@ -105,7 +111,10 @@ class Event:
 
 @dataclass
 class Scene:
-    """One video of the micro world, before it has pixels."""
+    """One video of the micro world, before it has pixels.
+
+    `camera` is the track `[t_s, x, y]` of the view's upper left corner, in picture widths.
+    """
 
     index: int
     seed: int
@@ -132,7 +141,7 @@ class Scene:
 
 
 def at(track: list[list[float]], t: float) -> np.ndarray:
-    """Value of a linear track at `t` seconds, constant before its first and after its last key."""
+    """Value (D,) of a linear track at `t` seconds; held before its first key and after its last."""
     times = [key[0] for key in track]
     return np.array([np.interp(t, times, column) for column in list(zip(*track, strict=True))[1:]])
 
@@ -147,7 +156,7 @@ def colour_at(thing: Thing, t: float) -> str:
 
 
 def is_visible(thing: Thing, t: float) -> bool:
-    """Whether the thing is switched on at `t` (it may still be outside the view)."""
+    """Whether the thing is switched on at `t` seconds (it may still be outside the view)."""
     return any(start <= t < end for start, end in thing.visible)
 
 
@@ -173,9 +182,8 @@ class _Stage:
         self.num_beats = int((duration_s - phase_s) // beat_s)
         self.things: list[Thing] = []
         self.events: list[Event] = []
-        self.cells: dict[
-            int, tuple[int, int]
-        ] = {}  # thing id -> (column, row) that it occupies now
+        # thing id -> (column, row) that it occupies now
+        self.cells: dict[int, tuple[int, int]] = {}
         self.done: set[tuple[int, str]] = set()
 
     def choose(self, values):
@@ -193,7 +201,7 @@ class _Stage:
     def log(self, kind: str, start: float, end: float, thing=-1, other=-1, value="") -> None:
         self.events.append(Event(kind, start, end, thing, other, value))
 
-    # -- shapes -------------------------------------------------------------------------------------------------
+    # -- shapes --------------------------------------------------------------------------------
 
     def free_cells(self) -> list[tuple[int, int]]:
         taken = set(self.cells.values())
@@ -223,12 +231,17 @@ class _Stage:
         return thing
 
     def used_colours(self) -> set[str]:
-        return {colour for t in self.things for _, colour in (t.colours or [[0, t.colour]])}
+        shapes = (t for t in self.things if t.kind == "shape")
+        return {colour for t in shapes for _, colour in (t.colours or [[0, t.colour]])}
 
     def move(self, thing: Thing, cell: tuple[int, int], start: float, end: float) -> None:
         before = thing.position[-1][1:]
         thing.position += [[start, *before], [end, *self.xy(cell)]]
         self.cells[thing.id] = cell
+
+    def is_here(self, thing: Thing, beat: int) -> bool:
+        """Whether the thing has appeared before this beat."""
+        return thing.visible[0][0] < self.phase_s + beat * self.beat_s
 
     def neighbour(self, cell: tuple[int, int], direction: str) -> tuple[int, int] | None:
         """The cell next to this one, None outside the grid."""
@@ -271,15 +284,17 @@ class _Stage:
             near = self.neighbour(self.cells[thing.id], direction)
             far = self.neighbour(near, direction) if near else None
             other = at_cell.get(near) if near else None
-            if other is not None and far in free and (other, "splits") not in self.done:
+            here = other is not None and self.is_here(self.things[other], beat)
+            if here and far in free and (other, "splits") not in self.done:
                 ways.append((other, near, far))
         if not ways:
             return False
         other, near, far = self.choose(ways)
         start, end = self.span(beat, 0.75, 0.85)
-        contact = round(start + 0.5 * (end - start), 3)
-        self.move(self.things[other], far, contact, end)
-        self.move(thing, near, start, contact)
+        run = (end - start) / 1.35  # each crosses its cell in this time
+        # The other starts when the two touch, a third of the way: at the end one would cover it.
+        self.move(self.things[other], far, round(start + 0.35 * run, 3), end)
+        self.move(thing, near, start, round(start + run, 3))
         self.log("hits", start, end, thing.id, other)
         return True
 
@@ -316,10 +331,8 @@ class _Stage:
             return False
         start, end = self.span(beat, 0.7, 0.85)
         angle = thing.angle[-1][1]
-        thing.angle += [
-            [start, angle],
-            [end, angle + 315.0],
-        ]  # 45 degrees off where it was: not closed
+        # 30 degrees short of a full turn, so that it can be seen afterwards
+        thing.angle += [[start, angle], [end, angle + 330.0]]
         self.log("spins", start, end, thing.id)
         return True
 
@@ -335,7 +348,7 @@ class _Stage:
             return False
         start, _ = self.span(beat, 0.5, 0.7)
         thing.visible = [[start, self.duration_s + 1]]
-        self.log("appears", start, round(start + 0.2, 3), thing.id)
+        self.log("appears", round(start - 0.1, 3), round(start + 0.1, 3), thing.id)
         return True
 
     def _leaves(self, thing: Thing, beat: int) -> bool:
@@ -353,9 +366,10 @@ class _Stage:
         start, end = self.span(beat, 0.7, 0.85)
         dx, dy = DIRECTIONS[direction]
         x, y = thing.position[-1][1:]
+        edge = RADIUS[thing.size] * thing.scale[-1][1]  # out of the picture when the leaving ends
         out = [
-            x + dx * (1.25 - x if dx > 0 else x + 0.25),
-            y + dy * (1.25 - y if dy > 0 else y + 0.25),
+            x + dx * (1 + edge - x if dx > 0 else x + edge),
+            y + dy * (1 + edge - y if dy > 0 else y + edge),
         ]
         thing.position += [[start, x, y], [end, round(out[0], 3), round(out[1], 3)]]
         thing.visible[-1][1] = end
@@ -363,7 +377,7 @@ class _Stage:
         self.log("leaves", start, end, thing.id, value=direction)
         return True
 
-    # -- signs --------------------------------------------------------------------------------------------------
+    # -- signs ---------------------------------------------------------------------------------
 
     def add_sign(self, beat: int, texts: tuple[str, ...]) -> bool:
         """Show one new sign in this beat, in a row that no shape occupies."""
@@ -389,11 +403,10 @@ class _Stage:
 
 
 def _plan_stage(stage: _Stage) -> None:
-    """Shapes that act: two or three of them, one event a beat, one action perhaps repeated to be counted."""
+    """Two or three shapes that act, one event a beat, one action perhaps repeated to be counted."""
     rng = stage.rng
-    shapes = [
-        stage.add_shape() for _ in range(2 if stage.num_beats < 4 else int(rng.integers(2, 4)))
-    ]
+    num_shapes = 2 if stage.num_beats < 4 else int(rng.integers(2, 4))
+    shapes = [stage.add_shape() for _ in range(num_shapes)]
     beats = list(range(1, stage.num_beats - 1)) or [0]
     late = [thing for thing in shapes if rng.random() < 0.3][: len(shapes) - 1]
     for thing in late:  # planned first: nothing may happen to a thing before it appears
@@ -408,36 +421,32 @@ def _plan_stage(stage: _Stage) -> None:
             plan += [(stage.choose(able), repeated)] * int(rng.integers(1, min(4, len(beats)) + 1))
     most = min(len(beats), 9)
     num_events = int(rng.integers(max(1, 2 * most // 3), most + 1))
-    kinds = (
-        ("moves",) * 5 + ("hits",) * 4 + ("grows", "shrinks", "turns", "turns", "spins", "blinks")
-    )
+    rarer = ("grows", "shrinks", "turns", "turns", "spins", "blinks")
+    kinds = ("moves",) * 5 + ("hits",) * 4 + rarer
     with_signs = rng.random() < 0.3
     while len(plan) < num_events:
         plan.append((None, "sign" if with_signs and rng.random() < 0.4 else stage.choose(kinds)))
     order = [plan[i] for i in rng.permutation(len(plan))][: len(beats)]
     texts = stage.choose((WORDS, DIGITS))
     chosen = sorted(rng.choice(len(beats), size=len(order), replace=False))
-    for i, (thing, kind) in zip(chosen, order, strict=True):
-        beat = beats[i]
+    planned = dict(zip(chosen, order, strict=True))
+    counted = {(p.id, k) for p, k in plan if p is not None}
+    for i, beat in enumerate(beats):  # in the order of time: each act needs the stage as it is then
+        present = [t for t in shapes if stage.is_here(t, beat)]
+        if i not in planned:
+            if i >= len(beats) // 2 and present and rng.random() < 0.5:  # the closing acts
+                stage.act(stage.choose(present), stage.choose(("leaves", "leaves", "splits")), beat)
+            continue
+        thing, kind = planned[i]
         if kind == "sign":
             stage.add_sign(beat, texts)
             continue
-        present = [t for t in shapes if t.visible[0][0] < stage.phase_s + beat * stage.beat_s]
         candidates = [thing] if thing else [present[j] for j in rng.permutation(len(present))]
-        counted = {(p.id, k) for p, k in plan if p is not None}
         for actor in candidates:
             if actor not in present or (thing is None and (actor.id, kind) in counted):
                 continue
             if stage.act(actor, kind, beat):
                 break
-    for beat in beats[len(beats) // 2 :]:  # the closing acts, in beats that are still free
-        busy = any(
-            abs(e.middle_s - stage.phase_s - (beat + 0.5) * stage.beat_s) < stage.beat_s / 2
-            for e in stage.events
-        )
-        here = [t for t in shapes if t.visible[0][0] < stage.phase_s + beat * stage.beat_s]
-        if not busy and here and rng.random() < 0.5:
-            stage.act(stage.choose(here), stage.choose(("leaves", "leaves", "splits")), beat)
 
 
 def _plan_signs(stage: _Stage) -> None:
@@ -446,18 +455,15 @@ def _plan_signs(stage: _Stage) -> None:
     if rng.random() < 0.6:
         stage.add_shape()
     beats = list(range(stage.num_beats))
-    num_signs = (
-        int(rng.integers(1, min(7, len(beats)) + 1))
-        if len(beats) < 4
-        else int(rng.integers(2, min(7, len(beats)) + 1))
-    )
+    fewest = 1 if len(beats) < 4 else 2
+    num_signs = int(rng.integers(fewest, min(7, len(beats)) + 1))
     texts = stage.choose((WORDS, DIGITS, WORDS + DIGITS))
     for beat in sorted(rng.choice(beats, size=num_signs, replace=False)):
         stage.add_sign(int(beat), texts)
 
 
 def _plan_tour(stage: _Stage) -> list[list[float]]:
-    """A camera that travels over a map without crossing its own path, past landmarks. Returns its track."""
+    """Track of a camera that travels past landmarks without crossing its own path."""
     rng = stage.rng
     node, visited = (0, 0), {(0, 0)}
     x = y = 0.0
@@ -505,7 +511,7 @@ def _plan_tour(stage: _Stage) -> list[list[float]]:
                 stage.log("pass", passed - 0.1, passed + 0.1, thing.id)
         node = (node[0] + dx, node[1] + dy)
         visited.add(node)
-        x, y = x + dx * LEG_LENGTH, y + dy * LEG_LENGTH
+        x, y = round(x + dx * LEG_LENGTH, 3), round(y + dy * LEG_LENGTH, 3)
         beat, last, max_legs = beat + length, direction, max_legs - 1
         if beat < stage.num_beats - 1 and rng.random() < 0.25:
             beat += 1
@@ -513,7 +519,7 @@ def _plan_tour(stage: _Stage) -> list[list[float]]:
 
 
 def _duration(rng: np.random.Generator) -> float:
-    """4 to 120 s: four in five under 24 s, one in twenty over 40 s (the world must be made in minutes)."""
+    """4 to 120 s: four in five under 24 s, one in twenty over 40 s (a world is made in minutes)."""
     draw = rng.random()
     if draw < 0.80:
         return rng.uniform(4, 24)
@@ -534,11 +540,9 @@ def make_scene(seed: int, index: int, split: str = "train") -> Scene:
     rng = np.random.default_rng([seed, SPLITS[split], index])
     duration_s = round(_duration(rng), 2)
     beat_s = BEAT_S if duration_s <= 40 else round(duration_s / 20, 3)
-    phase_s = (
-        0.0
-        if rng.random() < 0.75
-        else round(rng.uniform(0, min(beat_s, duration_s - 2 * beat_s + 0.01)), 3)
-    )
+    phase_s = 0.0
+    if rng.random() >= 0.75:
+        phase_s = round(rng.uniform(0, min(beat_s, duration_s - 2 * beat_s + 0.01)), 3)
     stage = _Stage(rng, duration_s, beat_s, phase_s)
     genre = str(rng.choice(["stage", "signs", "tour"], p=[0.5, 0.22, 0.28]))
     camera = [[0.0, 0.0, 0.0]]
