@@ -37,7 +37,9 @@ LISTS = {
     "token-integrations": "apollo.model.configuration:TOKEN_INTEGRATIONS",
     "samplings": "apollo.video.sampling:SAMPLERS",
     "families": "apollo.world.questions:FAMILIES",
+    "benchmarks": "apollo.eval.benchmarks:BENCHMARKS",
     "answerers": "apollo.eval.answerers:ANSWERERS",
+    "conditions": "apollo.eval.answerers:CONDITIONS",
     "models": "apollo.chat:MODELS",
 }
 

@@ -1,7 +1,7 @@
 """Put the trained micro model and its parts into apollo/assets, in float16, with what made them.
 
-Run by make_micro.sh after the trainings. made.json holds, for each, the config, the seed, the steps, the minutes
-and the SHA-256 of the weights; the logs lie beside it.
+Run by make_micro.sh after the trainings. made.json holds, for each, the SHA-256 of the weights and
+the steps, last loss and seconds of each stage; logs, curves and configs lie beside it.
 """
 
 import hashlib
@@ -10,7 +10,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 import apollo  # noqa: F401  registers the model
 from apollo.runtime import environment, read_jsonl
@@ -41,7 +47,10 @@ def main() -> None:
         made[name] = {
             "sha256": hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest(),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "stages": {stage: {k: line[k] for k in ("step", "loss", "elapsed_s")} for stage, line in last.items()},
+            "stages": {
+                stage: {k: line[k] for k in ("step", "loss", "elapsed_s")}
+                for stage, line in last.items()
+            },
         }
         logs = ASSETS / "logs" / name.rpartition("/")[2]
         logs.mkdir(parents=True, exist_ok=True)

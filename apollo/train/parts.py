@@ -35,7 +35,7 @@ from apollo.model.configuration import InternVideo2Config
 from apollo.model.encoders import preprocessing
 from apollo.model.image_processing import Preprocessing
 from apollo.model.internvideo2 import InternVideo2Model
-from apollo.runtime import make_run_dir, set_threads
+from apollo.runtime import keep_freed_memory, make_run_dir, set_threads
 from apollo.train.checkpoint import latest_checkpoint
 from apollo.train.trainer import LoopSettings, Schedule, run_stage
 from apollo.world import corpus, language
@@ -43,7 +43,11 @@ from apollo.world.render import frame
 from apollo.world.scene import Scene, make_scene
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-VOCABULARY = 1536
+VOCABULARY = 1024
+"""Rows of the embedding: some 870 pieces, and room for the placeholders that the processor adds."""
+ROPE_THETA = 10_000.0
+FIRST_OF_LESSON = 10**8
+"""Each lesson draws its conversations from here on, times its number."""
 WIDTH = 128
 """Width of both encoders."""
 PHRASE_TOKENS = 6
@@ -51,7 +55,7 @@ PHRASE_TOKENS = 6
 POOL = 12_000
 """Frames or clips that an encoder is trained on; drawn once, kept in memory (1.2 GB of clips), seen
 several times."""
-SPLIT = r"\d\d:\d\d| ?\d| ?[A-Za-z]+|\n|[^\sA-Za-z0-9]| "
+SPLIT = r"\d\d:\d\d| (?=\d\d:\d\d)| ?\d| ?[A-Za-z]+|\n|[^\sA-Za-z0-9]| "
 """Pieces that may become one token: a time MM:SS, one digit, one word. A small model copies a time
 in one step."""
 
@@ -70,7 +74,7 @@ def train_tokenizer(seed: int, num_texts: int = 4000) -> PreTrainedTokenizerFast
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY - 64,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -103,11 +107,38 @@ def encode_text(
     return ids, labels
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A stage of the language model's training.
+
+    Args:
+        name: Its name in the log.
+        share: Its share of all steps.
+        longest_s: Longest scene that is told, in seconds.
+        everything: Predict every token, or only what the assistant says.
+    """
+
+    name: str
+    share: float
+    longest_s: float
+    everything: bool
+
+
+LESSONS = (
+    Lesson("language", 0.30, 8.0, everything=True),
+    Lesson("reading", 0.35, 12.0, everything=False),
+    Lesson("long reading", 0.35, 120.0, everything=False),
+)
+"""First every token of short transcripts, which are full of repetition: the language, and to copy
+from the context. Then only the answers, where what is to be learnt is a few tokens in a hundred."""
+
+
 def text_batches(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     rows: int,
-    everything: bool = False,
+    lesson: Lesson,
+    first: int = 0,
     group: int = 8,
     max_tokens: int = 1024,
 ) -> Callable[[int], dict[str, torch.Tensor]]:
@@ -117,14 +148,16 @@ def text_batches(
         tokenizer: The one that all parts share.
         seed: Seed of the world.
         rows: Conversations of a batch.
-        everything: Supervise every token, not only what the assistant says.
+        lesson: Which texts, and what of them is supervised.
+        first: Number of the first conversation.
         group: So many batches are drawn together and sorted by length: little of them is padding.
         max_tokens: Longer conversations are cut to this.
     """
 
     @functools.lru_cache(maxsize=2)
     def drawn(number: int) -> list[list[tuple[list[int], list[int]]]]:
-        samples = [corpus.text_sample(seed, number * rows * group + i) for i in range(rows * group)]
+        numbers = range(first + number * rows * group, first + (number + 1) * rows * group)
+        samples = [corpus.text_sample(seed, i, longest_s=lesson.longest_s) for i in numbers]
         encoded = sorted(
             (encode_text(tokenizer, s) for s in samples), key=lambda pair: len(pair[0])
         )
@@ -139,7 +172,7 @@ def text_batches(
         labels = torch.full((rows, length), -100)
         for row, (tokens, targets) in enumerate(part):
             ids[row, : len(tokens)] = torch.tensor(tokens[:length])
-            targets = tokens if everything else targets
+            targets = tokens if lesson.everything else targets
             labels[row, : len(targets)] = torch.tensor(targets[:length])
         # Padding is on the right and never supervised: the causal mask alone is exact, and faster.
         return {"input_ids": ids, "labels": labels}
@@ -148,56 +181,79 @@ def text_batches(
 
 
 def language_model(
-    tokenizer: PreTrainedTokenizerFast, width: int = 192, layers: int = 5
+    tokenizer: PreTrainedTokenizerFast, width: int = 192, layers: int = 4
 ) -> Qwen2ForCausalLM:
-    """A Qwen2 of this width with heads of 64 and tied embeddings."""
-    return Qwen2ForCausalLM(
+    """A small Qwen2 with heads of 48 and tied embeddings, made ready to learn to copy."""
+    model = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=VOCABULARY + 64,  # room for the placeholders that the processor adds
+            vocab_size=VOCABULARY,
             hidden_size=width,
             intermediate_size=width * 8 // 3 // 32 * 32,
             num_hidden_layers=layers,
-            num_attention_heads=width // 64,  # few wide heads: attention is what costs on a CPU
-            num_key_value_heads=1,
+            num_attention_heads=width // 48,  # few heads: attention is what costs on a CPU
+            num_key_value_heads=width // 48,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+            # About 1 / sqrt(width): at the usual 0.02 so narrow a model hands on next to nothing.
+            initializer_range=width**-0.5,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    give_neighbour_heads(model)
+    return model
+
+
+def give_neighbour_heads(model: Qwen2ForCausalLM, reach: int = 3, strength: float = 6.0) -> None:
+    """Start all but one head of the first layer as heads that look 1, 2, ... tokens back.
+
+    A transformer copies from its context once one layer tells each token its predecessor and the
+    next one looks for it ("induction heads", arXiv 2209.11895). The first half takes thousands of
+    steps to be found by chance; rotary positions and Qwen2's biases can write it down: a query
+    bias turned by d positions against the key bias scores highest d tokens back.
+
+    Args:
+        model: Changed in place.
+        reach: Heads to set, head h looking h + 1 tokens back.
+        strength: Length of each pair of biases; 6 gives the neighbour 100 times the next one's say.
+    """
+    attention = model.model.layers[0].self_attn
+    half = attention.head_dim // 2
+    frequencies = ROPE_THETA ** (-torch.arange(half) / half)
+    used = (frequencies > 0.05).float() * strength  # slower ones cannot tell neighbours apart
+    with torch.no_grad():
+        queries = attention.q_proj.bias.view(-1, 2 * half)
+        keys = attention.k_proj.bias.view(-1, 2 * half)
+        for head in range(reach):
+            turn = (head + 1) * frequencies
+            keys[head] = torch.cat([used, torch.zeros(half)])
+            queries[head] = torch.cat([used * turn.cos(), -used * turn.sin()])
 
 
 def train_language_model(
     tokenizer: PreTrainedTokenizerFast, out_dir: Path, steps: int, seed: int, resume: bool
 ) -> None:
-    """Train the language model on the world's text; it ends up in `out_dir/model`, with tokenizer.
-
-    A quarter of the steps predict every token, which teaches the language and, transcripts being
-    full of repetition, to copy from the context; the others predict only what the assistant says.
-    """
+    """Train the language model on the world's text; it and the tokenizer go to out_dir/model."""
     torch.manual_seed(seed)
     model = language_model(tokenizer)
-    loop = LoopSettings(
-        seed=seed, mixed_precision="bf16", num_workers=1, log_every=20, save_every=200
-    )
     newest = latest_checkpoint(out_dir) if resume else None
-    for index, (name, share, everything) in enumerate(
-        (("language", 0.25, True), ("reading", 0.75, False))
-    ):
+    for index, lesson in enumerate(LESSONS):
         if newest and newest.state.stage_index > index:
             continue
         run_stage(
             model,
-            text_batches(tokenizer, seed + index, rows=16, everything=everything),
+            text_batches(tokenizer, seed, 16, lesson, first=index * FIRST_OF_LESSON),
             Schedule(
-                name=name,
-                steps=int(steps * share),
-                learning_rates={"model": 1.5e-3},
+                name=lesson.name,
+                steps=int(steps * lesson.share),
+                learning_rates={"model": 2e-3 if index == 0 else 1.5e-3},
                 weight_decay=0.05,
             ),
-            loop,
+            LoopSettings(
+                seed=seed, mixed_precision="bf16", num_workers=1, log_every=20, save_every=200
+            ),
             out_dir,
             stage_index=index,
             resume=resume or index > 0,
@@ -481,6 +537,7 @@ def main(args: argparse.Namespace) -> int:
     part = PARTS[args.name]
     out_dir = make_run_dir(args.out, resume=args.resume)
     set_threads()
+    keep_freed_memory()
     part.train(
         train_tokenizer(args.seed), out_dir, args.steps or part.steps, args.seed, args.resume
     )

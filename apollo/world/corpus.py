@@ -268,16 +268,21 @@ def telling_time(scene: Scene, rng: np.random.Generator) -> float:
 # -- text alone --------------------------------------------------------------------------------
 
 
-def _scene(rng: np.random.Generator, seed: int, split: str, long_share: float = 0.15) -> Scene:
-    """Any scene of the split; few over 24 s, as attention is quadratic in their length."""
+def _scene(rng: np.random.Generator, seed: int, split: str, longest_s: float) -> Scene:
+    """A scene of the split up to this length.
+
+    Those over 24 s are thinned out, attention being quadratic in their length.
+    """
     while True:
         scene = make_scene(seed, int(rng.integers(2**40)), split)
-        if scene.duration_s <= 24 or rng.random() < long_share:
+        if scene.duration_s <= longest_s and (scene.duration_s <= 24 or rng.random() < 0.15):
             return scene
 
 
-def text_sample(seed: int, index: int, split: str = "train") -> list[Message]:
-    """The text-only conversation with this number: a pure function of its three arguments.
+def text_sample(
+    seed: int, index: int, split: str = "train", longest_s: float = 120.0
+) -> list[Message]:
+    """The text-only conversation with this number: a pure function of its arguments.
 
     It is about a video, a picture or several, told in words, or about facts.
 
@@ -285,17 +290,21 @@ def text_sample(seed: int, index: int, split: str = "train") -> list[Message]:
         seed: Seed of the world.
         index: Number of the conversation in its split.
         split: "train" or "test", whose scenes are told.
+        longest_s: Longest scene that is told, in seconds.
     """
     rng = np.random.default_rng([seed, SPLITS[split], index, 2])
     kind = rng.random()
     if kind < 0.08:
         return fact(rng)
-    scene = _scene(rng, seed, split)
+    scene = _scene(rng, seed, split, longest_s)
     if kind < 0.18:
         t = telling_time(scene, rng)
         return about_image(scene, t, rng, language.caption(scene, t))
     if kind < 0.26:
-        scenes = [scene, *(_scene(rng, seed, split) for _ in range(int(rng.integers(1, 3))))]
+        scenes = [
+            scene,
+            *(_scene(rng, seed, split, longest_s) for _ in range(int(rng.integers(1, 3)))),
+        ]
         shown = [(s, telling_time(s, rng)) for s in scenes]
         return about_images(shown, rng, "\n".join(language.caption(s, t) for s, t in shown))
     spans = language.clip_spans(scene.duration_s)
