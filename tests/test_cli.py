@@ -15,6 +15,7 @@ COMMAND_LINES = {
     "chat": ["chat", "a.mp4", "--model", "owner/name"],
     "world make": ["world", "make", "out", "--num-videos", "3", "--seed", "1"],
     "train": ["train", "micro", "--set", "a=1", "b.0=2", "--set", "c=3"],
+    "part": ["part", "siglip", "--out", "runs/parts/siglip"],
     "eval": ["eval", "m", "--questions", "q.jsonl", "--condition", "video", "text"],
     "list": ["list", "recipes"],
     "demo": ["demo", "--minutes", "0.5"],

@@ -125,9 +125,9 @@ class Lesson:
 
 
 LESSONS = (
-    Lesson("language", 0.30, 8.0, everything=True),
-    Lesson("reading", 0.35, 12.0, everything=False),
-    Lesson("long reading", 0.35, 120.0, everything=False),
+    Lesson("language", 0.15, 8.0, everything=True),
+    Lesson("reading", 0.60, 12.0, everything=False),
+    Lesson("long reading", 0.25, 120.0, everything=False),
 )
 """First every token of short transcripts, which are full of repetition: the language, and to copy
 from the context. Then only the answers, where what is to be learnt is a few tokens in a hundred."""
@@ -516,9 +516,9 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "llm": Part(train_language_model, 2000),
-    "siglip": Part(train_image_encoder, 1200),
-    "internvideo2": Part(train_video_encoder, 2000),
+    "llm": Part(train_language_model, 4000),
+    "siglip": Part(train_image_encoder, 2400),
+    "internvideo2": Part(train_video_encoder, 3000),
 }
 """Name on the command line -> micro part. All share the tokenizer that the seed decides."""
 
