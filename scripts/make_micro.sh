@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Rebuild the shipped micro model from nothing: parts, world, three stages, evaluation, assets.
-# A few hours on two cores; every step can be stopped and taken up again by running the script again.
+# A few hours on two cores; run again after a stop, it takes the trainings up where they were and makes an unfinished world anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 apollo=${APOLLO:-.venv/bin/apollo}
@@ -9,8 +9,8 @@ resume() { [ -e "$1" ] && echo --resume || true; }
 for part in llm siglip internvideo2; do
   [ -e "runs/parts/$part/model" ] || $apollo part "$part" --out "runs/parts/$part" --seed 0 $(resume "runs/parts/$part")
 done
-[ -e runs/world/world.json ] || $apollo world make runs/world --num-videos 3000 --seed 0
-[ -e runs/held_out/world.json ] || $apollo world make runs/held_out --num-videos 500 --seed 1 --split test
+[ -e runs/world/world.json ] || { rm -rf runs/world; $apollo world make runs/world --num-videos 3000 --seed 0; }
+[ -e runs/held_out/world.json ] || { rm -rf runs/held_out; $apollo world make runs/held_out --num-videos 450 --seed 1 --split test; }
 if [ -e runs/micro ]; then $apollo train --resume --out runs/micro; else
   $apollo train micro --out runs/micro --set data_dir=runs/world feature_cache_dir=runs/features \
     model.encoders='[runs/parts/siglip/model, runs/parts/internvideo2/model]' model.llm=runs/parts/llm/model
