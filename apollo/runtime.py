@@ -14,6 +14,7 @@ import platform
 import random
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,6 +61,29 @@ def set_threads(num_threads: int | None = None) -> int:
     num_threads = num_threads or num_available_cores()
     torch.set_num_threads(num_threads)
     return num_threads
+
+
+@contextmanager
+def short_attention() -> Iterator[None]:
+    """On a CPU, compute attention as two plain matrix products and a softmax.
+
+    For bfloat16 and the short rows of the micro models torch's fused CPU attention takes two to
+    five times as long (`benchmarks/attention.py`); its merit is memory, which grows with the square
+    of the length here. GPUs keep what they have.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if torch.cuda.is_available():
+        yield
+        return
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # or it computes in float32
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def keep_freed_memory() -> bool:

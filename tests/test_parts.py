@@ -1,5 +1,7 @@
 """The micro parts: what their batches hold, that they learn, that the command leaves a part."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,52 @@ def test_every_true_pair_is_marked(tokenizer):
     assert batch["truth"].sum(1).min() >= 1
     assert batch["truth"].shape == (6, len(batch["phrases"]))
     assert np.isfinite(batch["pixel_values"].numpy()).all()
+
+
+def test_rare_events_are_drawn_often():
+    rng = np.random.default_rng(0)
+    kinds = Counter()
+    for _ in range(200):
+        frames, facts = parts.draw_facts("clip", 0, rng)
+        assert frames.shape[0] == 4
+        kinds.update({language.kind_of_fact(fact) for fact in facts})
+    assert min(kinds[kind] for kind in language.FACT_WORDS - {"ground"}) >= 5
+    signs = sum(
+        any(fact.startswith("sign ") for fact in parts.draw_facts("frame", 0, rng)[1])
+        for _ in range(200)
+    )
+    assert signs > 80
+
+
+class _Answers(torch.nn.Module):
+    """Says what `answer` makes of the truth."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+        self.truth = None
+
+    def scores(self, pixel_values, phrases):
+        return self.answer(self.truth)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(lambda t: t - 0.5, 1.0), (lambda t: torch.ones_like(t), 0.0), (lambda t: 0.5 - t, -1.0)],
+)
+def test_naming_accuracy_of_perfect_blind_and_wrong(tokenizer, answer, expected):
+    prepare = preprocessing(parts.video_encoder().config)
+    batches = parts.fact_batches("clip", tokenizer, prepare, 0, rows=6)
+    model = _Answers(answer)
+
+    def shown(number):
+        batch = batches(number)
+        model.truth = batch["truth"]
+        return batch
+
+    accuracy = parts.naming_accuracy(model, shown, 2, tokenizer)
+    assert {"naming", "naming looks", "naming moves"} <= set(accuracy)
+    assert set(accuracy.values()) == {expected}
 
 
 @pytest.mark.slow

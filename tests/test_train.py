@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -38,10 +39,11 @@ from apollo.model import (
     InternVideo2Model,
 )
 from apollo.model.configuration import ConnectorSettings
+from apollo.runtime import short_attention
 from apollo.train import checkpoint as checkpoint_module
 from apollo.train.checkpoint import TrainState, latest_checkpoint, list_checkpoints, save_checkpoint
 from apollo.train.curves import read_log
-from apollo.train.optim import build_optimizer, parts_of, schedule_factor
+from apollo.train.optim import build_optimizer, parts_of, schedule_factor, set_learning_rates
 from apollo.train.recipes import RECIPES, ModelSettings, Stage, TrainConfig
 from apollo.train.run import join_parts, main
 from apollo.train.run import train as train_recipe
@@ -106,7 +108,10 @@ def train(
     batch_at = settings.pop("batch_at", lambda i: rows(i * batch, batch))
     on_eval = settings.pop("on_eval", None)
     schedule = Schedule(
-        name="tiny", steps=steps, learning_rates=rates or {"embedding": 1e-2, "llm": 3e-3}
+        name="tiny",
+        steps=steps,
+        learning_rates=rates or {"embedding": 1e-2, "llm": 3e-3},
+        optimizer=settings.pop("optimizer", "adamw"),
     )
     run_stage(
         model,
@@ -165,19 +170,13 @@ def test_one_batch_of_eight_equals_eight_batches_of_one(tmp_path):
         torch.testing.assert_close(tensor, weights(pieces)[name], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_stop_and_resume_equals_straight_run(tmp_path, num_workers):
-    straight = train(tmp_path / "straight", gradient_accumulation=2)
-    interrupted(
-        tmp_path / "stopped",
-        at_batch=9,
-        gradient_accumulation=2,
-        save_every=3,
-    )
+@pytest.mark.parametrize(("num_workers", "optimizer"), [(0, "adamw"), (1, "adamw"), (0, "muon")])
+def test_stop_and_resume_equals_straight_run(tmp_path, num_workers, optimizer):
+    settings = {"gradient_accumulation": 2, "optimizer": optimizer}
+    straight = train(tmp_path / "straight", **settings)
+    interrupted(tmp_path / "stopped", at_batch=9, save_every=3, **settings)
     assert latest_checkpoint(tmp_path / "stopped").state.step == 3
-    resumed = train(
-        tmp_path / "stopped", resume=True, gradient_accumulation=2, num_workers=num_workers
-    )
+    resumed = train(tmp_path / "stopped", resume=True, num_workers=num_workers, **settings)
     assert same(weights(straight), weights(resumed))
     losses = [
         [(line["step"], line["loss"]) for line in read_log(tmp_path / name)]
@@ -351,6 +350,37 @@ def test_decay_spares_norms_and_biases():
         ("embedding", 1e-3),
         ("llm", 2e-3),
     }
+
+
+def test_short_attention_agrees_with_the_fused_one_and_leaves_no_trace():
+    inputs = [torch.randn(2, 3, 20, 16) for _ in range(3)]
+    mask = torch.rand(2, 1, 20, 20) > 0.3
+    mask |= torch.eye(20, dtype=torch.bool)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    for options in ({"is_causal": True}, {"attn_mask": mask}, {}):
+        expected = attend(*inputs, **options)
+        with short_attention():
+            torch.testing.assert_close(attend(*inputs, **options), expected, atol=1e-5, rtol=0)
+            half = attend(*(x.bfloat16() for x in inputs), **options)
+        torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0)
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+
+
+def test_muon_takes_hidden_matrices_alone():
+    model = TwoPartModel()
+    rates = {"embedding": 1e-3, "llm": 2e-3}
+    optimizer = build_optimizer(parts_of(model), rates, 0.1, "muon")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_muon = {names[p] for group in optimizer.muon.param_groups for p in group["params"]}
+    assert by_muon == {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "embed" not in name
+    }
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(members) == len(set(members)) == len(names)
+    assert set_learning_rates(optimizer, 0.5) == {"embedding": 5e-4, "llm": 1e-3}
 
 
 def test_items_are_predicted_tokens_or_rows():
@@ -566,6 +596,22 @@ def test_cached_features_give_the_loss_of_pixels(finished, tmp_path):
         with torch.no_grad():
             loss, cached = model(**one).loss, model(**other).loss
         assert cached.item() == pytest.approx(loss.item(), abs=2e-3) and cached != 0
+
+
+def test_a_step_in_pieces_has_the_same_records_and_less_padding(finished):
+    _, processor = join_parts(finished.model, 2)
+    sources = [read_records(finished.data_dir / f"{type_}.jsonl") for type_ in RECORD_TYPES]
+    mixture = Mixture([3] * 4, [1] * 4, 16, seed=0)
+    make = functools.partial(
+        BatchMaker, sources, mixture, processor, sampling=ClipSampling(max_clips=2), max_tokens=512
+    )
+    whole, pieces = make(8), make(2, batches_per_step=4)
+    for step in range(2):
+        numbers = range(4 * step, 4 * step + 4)
+        dealt = [record.where for i in numbers for record in pieces.records(i)]
+        assert sorted(dealt) == sorted(record.where for record in whole.records(step))
+        size = sum(pieces(i)["input_ids"].numel() for i in numbers)
+        assert size < whole(step)["input_ids"].numel()
 
 
 def test_cache_knows_changed_files_and_encoders(parts_dir, world_dir, tmp_path):

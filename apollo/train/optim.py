@@ -1,4 +1,4 @@
-"""AdamW with one learning rate per part, and the warm-up + cosine schedule.
+"""AdamW or Muon with one learning rate per part, and the warm-up + cosine schedule.
 
 The paper trains encoders, connector and LLM at different rates and freezes some of them in each
 stage (paper, Table 7), so a rate belongs to a part and a rate of 0 means frozen. The schedule is a
@@ -16,6 +16,9 @@ from torch import nn
 
 # Not stated in the paper; the values that LLaVA-style and Qwen trainings use.
 ADAM_BETAS = (0.9, 0.999)
+MUON_RATIO = 2.5
+"""Muon's rate over AdamW's, after Muon's own matching of their steps' sizes. The micro language
+model learnt about equally well with 1.7 and 3.3, worse with 6.7."""
 
 
 @runtime_checkable
@@ -63,33 +66,100 @@ def check_learning_rates(parts: Mapping[str, nn.Module], rates: Mapping[str, flo
         raise ValueError(f"every part is frozen, nothing to train: {dict(rates)}")
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for some parameter groups and AdamW for the others, as one optimiser.
+
+    Muon makes the step of a matrix orthogonal, so that no few directions of the gradient drown the
+    rest (arXiv 2502.16982); it is made for hidden layers. The micro language model needs about half
+    as many steps with it as with AdamW alone.
+
+    Args:
+        matrices: Groups of 2-D parameters, for Muon.
+        others: Groups for AdamW.
+    """
+
+    def __init__(self, matrices: list[dict], others: list[dict]) -> None:
+        # "match_rms_adamw" scales the step as arXiv 2502.16982 does, to the usual size of AdamW's.
+        self.muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
+        self.adamw = adamw(others)
+
+    @property
+    def param_groups(self) -> list[dict]:  # type: ignore[override]
+        """Groups of both."""
+        return [*self.muon.param_groups, *self.adamw.param_groups]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step with both."""
+        self.muon.step()
+        self.adamw.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of both."""
+        self.muon.zero_grad(set_to_none)
+        self.adamw.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        """State of both."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore what `state_dict` gave."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+
+
+def adamw(groups: list[dict]) -> torch.optim.AdamW:
+    """AdamW; fused: one pass over memory instead of ten, on a CPU half the cost of the step."""
+    return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
+
+
 def build_optimizer(
-    parts: Mapping[str, nn.Module], rates: Mapping[str, float], weight_decay: float
-) -> torch.optim.AdamW:
-    """Make AdamW over the trainable parts: two groups per part, without decay for 1-D parameters.
+    parts: Mapping[str, nn.Module],
+    rates: Mapping[str, float],
+    weight_decay: float,
+    optimizer: str = "adamw",
+) -> torch.optim.Optimizer:
+    """Make the optimiser of the trainable parts; 1-D parameters do not decay.
 
     1-D parameters are norms and biases; pulling them to zero has no use. Each group remembers its
     part and its peak rate, from which `set_learning_rates` computes the rate of a step.
+
+    Args:
+        parts: The model's parts by name.
+        rates: Peak rate of each part.
+        weight_decay: Decay of what has two dimensions or more.
+        optimizer: "adamw", or "muon": Muon for the weights of linear layers (but not of an output
+            layer that is tied to the embedding), AdamW for all else.
     """
-    groups = []
+    matrices: list[dict] = []
+    others: list[dict] = []
     for name, part in parts.items():
-        trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
-        for decay, members in (
-            (weight_decay, [p for p in trainable if p.ndim > 1]),
-            (0.0, [p for p in trainable if p.ndim <= 1]),
+        embeddings = {m.weight for m in part.modules() if isinstance(m, nn.Embedding)}
+        linear = {m.weight for m in part.modules() if isinstance(m, nn.Linear)} - embeddings
+        by_muon = linear if optimizer == "muon" else set()
+        trainable = [p for p in part.parameters() if p.requires_grad]
+        for groups, decay, ratio, members in (
+            (matrices, weight_decay, MUON_RATIO, [p for p in trainable if p in by_muon]),
+            (
+                others,
+                weight_decay,
+                1.0,
+                [p for p in trainable if p.ndim > 1 and p not in by_muon],
+            ),
+            (others, 0.0, 1.0, [p for p in trainable if p.ndim <= 1]),
         ):
+            rate = rates[name] * ratio
             if members:
                 groups.append(
                     {
                         "params": members,
                         "weight_decay": decay,
-                        "lr": rates[name],
-                        "peak_lr": rates[name],
+                        "lr": rate,
+                        "peak_lr": rate,
                         "part": name,
                     }
                 )
-    # Fused: one pass over memory instead of ten; on a CPU it halves the cost of the step.
-    return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
+    return MuonAdamW(matrices, others) if matrices else adamw(others)
 
 
 def schedule_factor(step: int, steps: int, warmup_ratio: float) -> float:
@@ -108,7 +178,7 @@ def schedule_factor(step: int, steps: int, warmup_ratio: float) -> float:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Set every group to `factor` times its peak rate and return the rate of each part."""
+    """Set every group to `factor` times its peak rate; return each part's rate (AdamW's)."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return {group["part"]: group["lr"] for group in optimizer.param_groups}

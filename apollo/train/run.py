@@ -34,7 +34,7 @@ from apollo.data.formats import Record, read_records
 from apollo.data.mixture import Mixture
 from apollo.model.modeling import ApolloForConditionalGeneration
 from apollo.model.processing import ApolloProcessor
-from apollo.runtime import make_run_dir, progress, set_seed
+from apollo.runtime import make_run_dir, progress, set_seed, short_attention
 from apollo.train.checkpoint import latest_checkpoint
 from apollo.train.optim import check_learning_rates
 from apollo.train.recipes import RECIPES, ModelSettings, Stage, TrainConfig
@@ -222,6 +222,7 @@ def _make_batches(
         batch_size=_size_of_batch(stage, config.loop, process.num_processes),
         sampling=sampling,
         max_tokens=model.model.llm.config.max_position_embeddings,
+        batches_per_step=config.loop.gradient_accumulation * process.num_processes,
     )
     if config.feature_cache_dir and not stage.learning_rates["encoders"]:
         batches.cache = _fill_cache(config, batches, model, process)
@@ -256,7 +257,8 @@ def _fill_cache(
 
     @torch.no_grad()
     def encode(pixel_values: list[torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(process.device.type, dtype, enabled=dtype is not None):
+        bfloat16 = torch.autocast(process.device.type, dtype, enabled=dtype is not None)
+        with bfloat16, short_attention():
             return model.encode(pixel_values)
 
     drawn = {batches.mixture[i] for i in range(len(batches.mixture))}

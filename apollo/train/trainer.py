@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from apollo.runtime import append_jsonl, keep_freed_memory, set_seed
+from apollo.runtime import append_jsonl, keep_freed_memory, set_seed, short_attention
 from apollo.train.checkpoint import Checkpoint, TrainState, latest_checkpoint, save_checkpoint
 from apollo.train.curves import plot_curves, read_log
 from apollo.train.optim import (
@@ -60,8 +60,9 @@ class Schedule:
         learning_rates: Peak rate of each part of the model, 0 freezes it; a module without
             `parts()` is the part "model".
         warmup_ratio: Share of the steps with a rising rate (paper, App. C.4).
-        weight_decay: AdamW's decay of matrices; the paper states none.
+        weight_decay: Decay of matrices; the paper states none.
         grad_clip: Largest norm of the gradient (paper, App. C.4).
+        optimizer: "adamw", or "muon" for Muon on hidden matrices; see `build_optimizer`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Schedule:
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(kw_only=True)
@@ -157,10 +159,12 @@ def run_stage(
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
     autocast_dtype = AUTOCAST[loop.mixed_precision]
 
-    with _frozen(model, parts, schedule.learning_rates):
+    with _frozen(model, parts, schedule.learning_rates), short_attention():
         for line in _describe_parts(parts, schedule.learning_rates):
             console.print(line, highlight=False)
-        optimizer = build_optimizer(parts, schedule.learning_rates, schedule.weight_decay)
+        optimizer = build_optimizer(
+            parts, schedule.learning_rates, schedule.weight_decay, schedule.optimizer
+        )
         wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
         if checkpoint:
             checkpoint.load_optimizer(optimizer)

@@ -17,6 +17,12 @@ SAMPLING = ClipSampling(max_clips=24)
 """The clips that transcripts and captions speak of: 4 frames over 2 s, spaced out in videos over
 48 s."""
 
+FACT_WORDS = frozenset(
+    "ground sign camera passes moves turns hits blinks grows shrinks spins splits appears "
+    "leaves".split()
+)
+"""Words that tell what kind of fact a phrase is; one without any says how something looks."""
+
 
 def clip_spans(duration_s: float) -> np.ndarray:
     """(C, 2) start and end of the clips of a video in seconds."""
@@ -198,3 +204,9 @@ def clip_facts(scene: Scene, spans: np.ndarray, clip: int) -> list[str]:
     if scene.genre == "tour" and not camera_moves:
         facts.append("camera rests")
     return facts
+
+
+def kind_of_fact(phrase: str) -> str:
+    """Say what kind of fact a phrase names: one of `FACT_WORDS`, or "looks"."""
+    verbs = (word for word in phrase.split() if word in FACT_WORDS)
+    return next(verbs, "looks")
