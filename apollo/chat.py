@@ -123,6 +123,7 @@ class VideoChat:
     def sampling(self) -> ClipSampling:
         """How the model wants videos sampled: as it was trained."""
         return ClipSampling(
+            mode=self.processor.sampling,
             frames_per_clip=self.processor.frames_per_clip,
             clip_duration_s=self.processor.clip_duration_s,
             max_clips=self.processor.max_clips,

@@ -5,14 +5,18 @@ found by their names, so that further ones of the same layout are picked up. The
 each is.
 """
 
+import hashlib
 import json
+import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TOKENIZER
 from transformers import AutoModel, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 
 from apollo.model import encoders
@@ -26,6 +30,8 @@ from apollo.model.internvideo2 import (
     sincos_position_table,
 )
 from apollo.model.modeling import ApolloForConditionalGeneration, load_encoder
+from apollo.model.processing import ApolloProcessor
+from apollo.video import ClipSampling, sample
 
 VECTORS = Path(os.environ.get("APOLLO_PARITY_DIR", Path(__file__).parent / "parity_vectors"))
 STATE = "state_dict."
@@ -314,3 +320,93 @@ def test_preprocessing(path):
         theirs = frames_first(vectors[f"{clip}.internvideo2"])[0]
         levels = (ours - theirs).abs() * torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255
         assert levels.max() <= 1.001  # the reference rounds to whole levels as OpenCV does
+
+
+# ---- sampling
+
+
+def sampling_rows() -> list:
+    """Rows of every sampling file."""
+    return [
+        pytest.param(row, id=f"{row['total_frames']}-frames-{row['fps_name']}-fps-{number}")
+        for path in sorted(VECTORS.glob("sampling*.json"))
+        for number, row in enumerate(json.loads(path.read_text())["rows"])
+    ]
+
+
+@pytest.mark.parametrize("row", sampling_rows())
+def test_released_sampling(row):
+    num_frames, fps = row["total_frames"], row["original_fps"]
+    duration_s, ratio = num_frames / fps, row.get("clip_sampling_ratio", 1)
+    budget = max(1, math.ceil(duration_s / 2 * ratio))
+    times_s, spans_s = sample(duration_s, ClipSampling("released", max_clips=budget), fps)
+    indices = np.floor(times_s * fps).astype("<i8")
+    if row.get("error") or row["out_of_range"]:  # the reference fails; ours shows frames that exist
+        assert indices.min() >= 0 and indices.max() <= max(0, num_frames - 1)
+        return
+    assert hashlib.sha256(indices.tobytes()).hexdigest() == row["indices_sha256"]
+    if "timestamps" in row:
+        np.testing.assert_allclose(spans_s, row["timestamps"], rtol=0, atol=1e-9)
+    else:
+        shown = spans_s[[0, row["middle_index"], -1]]
+        expected = row["timestamps_first_middle_last"]
+        np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("row", sampling_rows())
+def test_our_own_sampling_covers_every_video_to_its_end(row):
+    duration_s = row["total_frames"] / row["original_fps"]
+    for max_clips in (None, 84):
+        _, spans_s = sample(duration_s, ClipSampling(max_clips=max_clips))
+        assert spans_s[0, 0] == 0
+        assert spans_s[-1, 1] == pytest.approx(duration_s, abs=0.021)
+
+
+# ---- prompts
+
+
+@dataclass
+class Clips:
+    """As much of loaded clips as a prompt tells of."""
+
+    spans_s: np.ndarray
+    duration_s: float
+    frames: np.ndarray
+
+
+@pytest.mark.parametrize("path", files("prompts*.json"))
+def test_released_prompts(path):
+    described = json.loads(path.read_text())
+    processor = ApolloProcessor(
+        TOKENIZER,
+        preprocessing=[],
+        tokens_per_clip=described["num_repeat_token"],
+        max_clips=max_clips_for_budget(described),
+        prompt_format="released",
+        sampling="released",
+    )
+    sampling = ClipSampling(processor.sampling, max_clips=processor.max_clips)
+    for case in described["cases"].values():
+        fps = case["original_fps"]
+        duration_s = case["total_frames"] / fps
+        _, spans_s = sample(duration_s, sampling, fps)
+        clips = Clips(spans_s, duration_s, np.zeros((len(spans_s), 4, 1, 1, 3), np.uint8))
+        parts = [{"type": "video", "video": clips}, {"type": "text", "text": described["question"]}]
+        assert written(processor, [{"role": "user", "content": parts}]) == case["prompt"]
+        assert case["replace_string"] in case["prompt"]
+    said = described["text_only_two_turns"].split("<|im_end|>\n")
+    words = [turn.split("\n", 1)[1] for turn in said[1:-1]]
+    roles = ("user", "assistant", "user")
+    turns = [{"role": r, "content": w} for r, w in zip(roles, words, strict=True)]
+    assert written(processor, turns) == described["text_only_two_turns"]
+
+
+def max_clips_for_budget(described: dict) -> int:
+    tokens = described["model_max_length"] * described["window_ratio"]
+    return math.ceil(tokens / described["num_repeat_token"])
+
+
+def written(processor: ApolloProcessor, messages: list) -> str:
+    """The prompt with its placeholders, up to where the answer begins."""
+    prompts, spans, media = processor._render([messages], add_generation_prompt=True)
+    return "".join(text for text, _ in processor._pieces(prompts[0], spans[0], media[0]))

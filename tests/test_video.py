@@ -408,14 +408,15 @@ def test_budget():
 @pytest.mark.parametrize("mode", SAMPLERS)
 def test_load_clips(plain_video, mode):
     clips = load_clips(plain_video.path, ClipSampling(mode, max_clips=3))
-    times_s, spans_s = sample(12.0, ClipSampling(mode, max_clips=3))
+    times_s, spans_s = sample(12.0, ClipSampling(mode, max_clips=3), 30.0)
     assert clips.frames.shape == (*times_s.shape, HEIGHT, WIDTH, 3)
     expected = [[plain_video.number_at(time_s) for time_s in clip] for clip in times_s]
     assert [[read_number(frame) for frame in clip] for clip in clips.frames] == expected
     np.testing.assert_allclose(clips.times_s, plain_video.times_s[expected])
     np.testing.assert_allclose(clips.spans_s, spans_s)
     assert clips.duration_s == pytest.approx(12.0) and clips.source_fps == pytest.approx(30.0)
-    assert clips.sampled_fps == pytest.approx({"fps": 2.0, "uniform": 1.0, "center": 0.0}[mode])
+    rates = {"fps": 2.0, "uniform": 1.0, "center": 0.0, "released": 2.0}
+    assert clips.sampled_fps == pytest.approx(rates[mode])
 
 
 def test_a_short_video_repeats_its_last_frame(tmp_path):

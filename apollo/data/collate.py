@@ -8,6 +8,7 @@ this module knows neither the model nor, until it is called, torch. Read next: `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ from apollo.video import ClipSampling, VideoClips, VideoError, load_clips, open_
 
 if TYPE_CHECKING:
     import torch
+
+
+GROUP = 8
+"""Videos and images that are encoded together when a cache is filled."""
 
 
 class MediaError(ValueError):
@@ -141,7 +146,7 @@ def num_clips(path: Path, sampling: ClipSampling) -> int:
     """Count the clips of a video; 0 if it cannot be read, of which its loading will tell."""
     try:
         with open_video(path) as video:
-            return len(sample(video.info.duration_s, sampling)[0])
+            return len(sample(video.info.duration_s, sampling, video.info.source_fps)[0])
     except VideoError:
         return 0
 
@@ -185,7 +190,7 @@ def fill_cache(
         sampling: How clips are chosen from a video; the cache's settings must depend on it.
         processor: Makes `pixel_values`.
         encode: The model's encoders: pixel values to features (C, T, H, W, D), without gradients.
-        track: Shows progress: called with the missing media and a description.
+        track: Shows progress: called with the groups of missing media and a description.
 
     Returns:
         How many files were encoded.
@@ -194,11 +199,26 @@ def fill_cache(
         MediaError: A video or image cannot be read.
     """
     missing = list(_missing_media(cache, records))
-    for kind, path, where in track(missing, "encoding videos and images"):
-        medium = load_medium(kind, path, sampling, where)
-        turn = {"role": "user", "content": [{"type": kind, kind: medium}]}
-        features = encode(processor([[turn]])["pixel_values"])
-        cache.save(path, features, medium if isinstance(medium, VideoClips) else None)
+    groups = [missing[i : i + GROUP] for i in range(0, len(missing), GROUP)]
+
+    def load(group: list[tuple[str, Path, str]]) -> tuple[list[Any], list[Any]]:
+        media = [load_medium(kind, path, sampling, where) for kind, path, where in group]
+        turns = [
+            [{"role": "user", "content": [{"type": kind, kind: medium}]}]
+            for (kind, _, _), medium in zip(group, media, strict=True)
+        ]
+        return media, processor(turns)["pixel_values"]
+
+    with ThreadPoolExecutor(1) as pool:  # loads the next group while this one is encoded
+        ahead = pool.submit(load, groups[0]) if groups else None
+        for number, group in enumerate(track(groups, "encoding videos and images"), start=1):
+            assert ahead is not None
+            media, pixel_values = ahead.result()
+            ahead = pool.submit(load, groups[number]) if number < len(groups) else None
+            videos = [m if isinstance(m, VideoClips) else None for m in media]
+            features = encode(pixel_values).split([len(v.times_s) if v else 1 for v in videos])
+            for (_, path, _), clips, of_one in zip(group, videos, features, strict=True):
+                cache.save(path, of_one, clips)
     return len(missing)
 
 

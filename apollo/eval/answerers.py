@@ -137,7 +137,7 @@ class ModelAnswerer:
         if condition == "text":
             return [], []
         sampling = ClipSampling(
-            mode={"video": "fps", "frame": "center"}[condition],
+            mode={"video": self.processor.sampling, "frame": "center"}[condition],
             frames_per_clip=self.processor.frames_per_clip,
             clip_duration_s=self.processor.clip_duration_s,
             max_clips=self.processor.max_clips,
@@ -215,6 +215,7 @@ def _without_pixels(processor: ApolloProcessor) -> ApolloProcessor:
         frames_per_clip=processor.frames_per_clip,
         tokens_per_clip=processor.tokens_per_clip,
         token_integration=processor.token_integration,
+        prompt_format=processor.prompt_format,
         chat_template=str(processor.chat_template),
     )
 

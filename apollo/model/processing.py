@@ -14,6 +14,7 @@ encoder.
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,22 @@ that something follows. The generation block marks what the model is trained on:
 words and its end of turn.
 """
 
+RELEASED_CHAT_TEMPLATE = """\
+{%- if messages[0].role != "system" -%}
+  {{- "<|im_start|>system\\n\\nYou are a helpful vision-language assistant.<|im_end|>\\n" -}}
+{%- endif -%}
+""" + CHAT_TEMPLATE.replace('else "\\n")', 'else "\\n\\n")').replace(
+    'message.role + "\\n"', 'message.role + ("\\n\\n" if message.role == "system" else "\\n")'
+)
+"""As the released code writes it (facts, 2.6): a system message, which two line breaks open, and
+two line breaks after a medium.
+"""
+
+CHAT_TEMPLATES = {"paper": CHAT_TEMPLATE, "released": RELEASED_CHAT_TEMPLATE}
+"""Format of the prompt -> its chat template. The format also says how the clips of a video are
+announced: one by one in one of four ways (paper, Table 2), or as the released code does (facts,
+2.4)."""
+
 Message = dict[str, Any]
 Medium = tuple[str, Any]  # ("image" or "video", what the message holds)
 
@@ -92,11 +109,13 @@ class ApolloProcessor(ProcessorMixin):
         tokens_per_clip: Placeholders N for each clip.
         max_clips: The most clips a video should be sampled to; for whoever samples it. 84 is the
             released setting: 65 % of a window of 16,384 tokens at 128 tokens a clip.
-        token_integration: One of `TOKEN_INTEGRATIONS`.
-        chat_template: Jinja template; `CHAT_TEMPLATE` by default.
+        token_integration: One of `TOKEN_INTEGRATIONS`; of no effect in the released format.
+        prompt_format: A key of `CHAT_TEMPLATES`: "paper", or "released" for the released weights.
+        sampling: How a video should be sampled, "fps" or "released"; for whoever samples it.
+        chat_template: Jinja template; that of the prompt's format by default.
 
     Raises:
-        ValueError: If the tokenizer lacks a token or the format is unknown.
+        ValueError: If the tokenizer lacks a token or a format is unknown.
     """
 
     model_input_names = ["input_ids", "attention_mask", "pixel_values"]
@@ -110,9 +129,15 @@ class ApolloProcessor(ProcessorMixin):
         tokens_per_clip: int = 128,
         max_clips: int = 84,
         token_integration: str = "timestamps",
+        prompt_format: str = "paper",
+        sampling: str = "fps",
         chat_template: str | None = None,
     ) -> None:
-        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        if prompt_format not in CHAT_TEMPLATES:
+            raise ValueError(
+                f"unknown prompt_format {prompt_format!r}; choose from {', '.join(CHAT_TEMPLATES)}"
+            )
+        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATES[prompt_format])
         vocabulary = tokenizer.get_vocab()
         if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
             raise ValueError(
@@ -131,6 +156,8 @@ class ApolloProcessor(ProcessorMixin):
         self.tokens_per_clip = tokens_per_clip
         self.max_clips = max_clips
         self.token_integration = token_integration
+        self.prompt_format = prompt_format
+        self.sampling = sampling
         self._preprocessing = [Preprocessing(**fields) for fields in preprocessing]
 
     @classmethod
@@ -331,6 +358,9 @@ class ApolloProcessor(ProcessorMixin):
         kind, source = medium
         marked = self.token_integration in ("start_end", "timestamps_start_end")
         timed = self.token_integration in ("timestamps", "timestamps_start_end")
+        if self.prompt_format == "released":
+            clip = (IMAGE_TOKEN if kind == "image" else VIDEO_TOKEN) * self.tokens_per_clip
+            return clip if kind == "image" else self._released_clips(source, clip)
         if kind == "image":
             clip = IMAGE_TOKEN * self.tokens_per_clip
             return f"{IMAGE_START}{clip}{IMAGE_END}" if marked else clip
@@ -341,6 +371,17 @@ class ApolloProcessor(ProcessorMixin):
         # The paper gives the format of one clip and not what parts it from the next; a line break
         # is our choice.
         return "\n".join(f"clip from {mmss(s)}-{mmss(e)}:{clip}" for s, e in source.spans_s)
+
+    def _released_clips(self, source: Any, clip: str) -> str:
+        """Announce the clips of a video as the released code does, letter by letter."""
+        from num2words import num2words
+
+        clips = ",\n".join(f"{s:.1f}-{e:.1f} seconds: {clip}" for s, e in source.spans_s)
+        number = num2words(len(source.spans_s))
+        return (
+            f"You are provided the following series of {number}, {self.clip_duration_s:g} second "
+            f"clips from a {timedelta(seconds=source.duration_s)} [H:MM:SS] video.\n{clips}"
+        )
 
     def _pixels(self, media: list[Medium]) -> list[torch.Tensor]:
         """Return for each encoder the clips of all media, (C, T, 3, S, S)."""

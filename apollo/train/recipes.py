@@ -95,8 +95,8 @@ def micro() -> TrainConfig:
     align = Stage(
         name="align",
         optimizer="muon",
-        steps=200,
-        learning_rates={"encoders": 0.0, "connector": 2e-3, "llm": 0.0},
+        steps=400,
+        learning_rates={"encoders": 0.0, "connector": 4e-3, "llm": 0.0},
         sources=[
             Source(path=Path("captions_image.jsonl"), weight=50),
             Source(path=Path("captions_video.jsonl"), weight=50),
@@ -107,8 +107,8 @@ def micro() -> TrainConfig:
     vision = Stage(
         name="vision",
         optimizer="muon",
-        steps=450,
-        learning_rates={"encoders": 5e-4, "connector": 1e-3, "llm": 0.0},
+        steps=350,
+        learning_rates={"encoders": 3e-4, "connector": 2e-3, "llm": 0.0},
         sources=[Source(path=Path("captions_video.jsonl"))],
         batch_size=16,
         max_clips=24,
@@ -116,8 +116,8 @@ def micro() -> TrainConfig:
     sft = Stage(
         name="sft",
         optimizer="muon",
-        steps=800,
-        learning_rates={"encoders": 0.0, "connector": 5e-4, "llm": 5e-4},
+        steps=1300,
+        learning_rates={"encoders": 0.0, "connector": 1e-3, "llm": 7e-4},
         sources=[
             Source(path=Path("text.jsonl"), weight=14.4),
             Source(path=Path("image.jsonl"), weight=33.0),

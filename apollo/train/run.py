@@ -208,6 +208,7 @@ def _make_batches(
         seed=config.loop.seed * 1_000 + stage_index,
     )
     sampling = ClipSampling(
+        mode=processor.sampling,
         frames_per_clip=processor.frames_per_clip,
         clip_duration_s=processor.clip_duration_s,
         max_clips=stage.max_clips,

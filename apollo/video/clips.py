@@ -57,7 +57,7 @@ def load_clips(
     """
     sampling = sampling or ClipSampling()
     with open_video(source) as video:
-        times_s, spans_s = sample(video.info.duration_s, sampling)
+        times_s, spans_s = sample(video.info.duration_s, sampling, video.info.source_fps)
         frames = video.frames_at(times_s.ravel(), size)
         return VideoClips(
             frames=frames.pixels.reshape(*times_s.shape, *frames.pixels.shape[1:]),

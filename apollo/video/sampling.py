@@ -3,7 +3,8 @@
 The paper samples clips at a constant rate (4 frames over 2 seconds). A long video gets no more
 clips than the token budget allows: then the clips move apart, while the spacing of frames inside a
 clip, which the video encoder was trained on, never changes (Sec. 4.1, App. C.1). Uniform sampling,
-which the paper shows to be worse, and a single centre frame are here for comparison.
+which the paper shows to be worse, and a single centre frame are here for comparison, the released
+code's own way for the released weights.
 apollo/video/clips.py turns the times into pixels.
 """
 
@@ -48,12 +49,15 @@ class ClipSampling:
             raise ValueError("uniform sampling needs max_clips: it always takes that many clips")
 
 
-def sample(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarray, np.ndarray]:
+def sample(
+    duration_s: float, sampling: ClipSampling, source_fps: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Choose the clips of a video.
 
     Args:
         duration_s: Length of the video in seconds; 0 is allowed (a single picture).
         sampling: How to choose.
+        source_fps: Frame rate of the video; only the released way asks for it.
 
     Returns:
         `times_s`, float64 (C clips, T frames): when to take each frame. Times may lie beyond
@@ -62,10 +66,12 @@ def sample(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarray, np.nd
     """
     if not (math.isfinite(duration_s) and duration_s >= 0):
         raise ValueError(f"a video's duration must be a number of seconds from 0, not {duration_s}")
-    return SAMPLERS[sampling.mode](duration_s, sampling)
+    return SAMPLERS[sampling.mode](duration_s, sampling, source_fps)
 
 
-def sample_fps(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarray, np.ndarray]:
+def sample_fps(
+    duration_s: float, sampling: ClipSampling, source_fps: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Consecutive clips from 0; if too many, as many as allowed, evenly from start to end.
 
     A rest shorter than 1 % of a clip makes no clip of its own: 20 ms of 2 s are less than a frame,
@@ -83,7 +89,9 @@ def sample_fps(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarray, n
     return starts_s[:, None] + offsets_s, np.stack([starts_s, ends_s], axis=1)
 
 
-def sample_uniform(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarray, np.ndarray]:
+def sample_uniform(
+    duration_s: float, sampling: ClipSampling, source_fps: float
+) -> tuple[np.ndarray, np.ndarray]:
     """`max_clips` clips whose frames lie evenly over the whole video, each mid-way in its share."""
     assert sampling.max_clips is not None, "ClipSampling checks this"
     num_frames = sampling.max_clips * sampling.frames_per_clip
@@ -92,17 +100,59 @@ def sample_uniform(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarra
     return times_s.reshape(sampling.max_clips, -1), np.stack([edges_s[:-1], edges_s[1:]], axis=1)
 
 
-def sample_center(duration_s: float, sampling: ClipSampling) -> tuple[np.ndarray, np.ndarray]:
+def sample_center(
+    duration_s: float, sampling: ClipSampling, source_fps: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The frame in the middle of the video, repeated to one clip: what a single picture tells."""
     middle_s = duration_s / 2
     return np.full((1, sampling.frames_per_clip), middle_s), np.full((1, 2), middle_s)
 
 
-SAMPLERS: dict[str, Callable[[float, ClipSampling], tuple[np.ndarray, np.ndarray]]] = {
+def sample_released(
+    duration_s: float, sampling: ClipSampling, source_fps: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """As the released code does (`calculate_sample_indices`; facts, 2.2), flaws included.
+
+    It counts frames rather than seconds and rounds their spacing down, so that clips drift ahead of
+    their seconds and the last frames of some videos are never seen; a clip ends at its last frame,
+    1.5 s after its first. Each time is the middle of a frame's showing.
+
+    Raises:
+        ValueError: No frame rate is given.
+    """
+    if not source_fps > 0:
+        raise ValueError("the released sampling counts frames: it needs the video's frame rate")
+    num_frames = max(1, round(duration_s * source_fps))
+    num_clips = max(1, math.ceil(num_frames / source_fps / sampling.clip_duration_s))
+    if sampling.max_clips is not None:
+        num_clips = min(num_clips, sampling.max_clips)
+    wanted = sampling.frames_per_clip
+    spacing = source_fps * sampling.clip_duration_s / wanted  # in frames
+    step = max(1, int(spacing))
+    # Where frames are rarer than looks at them, each is looked at several times.
+    repeats = 1 if spacing > 0.5 else min(wanted, int(1 / spacing))
+    length = step * wanted // repeats
+    part = num_frames // num_clips
+    if repeats == 1 and part > length:  # far apart: each in the middle of its part
+        first = (part - length) // 2 + np.arange(num_clips) * part
+    elif spacing * wanted < 1:  # less than a frame for a clip: the released code asks for frame -1
+        first = np.arange(num_clips) * num_frames // num_clips
+    else:
+        first = np.arange(num_clips) * (max(0, num_frames - length) // max(1, num_clips - 1))
+    inside = np.repeat(np.arange(0, length, step), repeats)
+    inside = np.minimum(inside, num_frames - 1)
+    indices = first[:, None] + np.pad(inside, (0, wanted - len(inside)), mode="edge")
+    return (indices + 0.5) / source_fps, indices[:, [0, -1]] / source_fps
+
+
+Sampler = Callable[[float, ClipSampling, float], tuple[np.ndarray, np.ndarray]]
+SAMPLERS: dict[str, Sampler] = {
     "fps": sample_fps,
     "uniform": sample_uniform,
     "center": sample_center,
+    "released": sample_released,
 }
+"""Name of a mode -> (duration in seconds, how, frame rate) -> times and spans."""
 
 
 def max_clips_for_budget(token_budget: int, tokens_per_clip: int) -> int:
