@@ -62,9 +62,12 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    from apollo.model import converted
+
     name = str(model or DEFAULT_MODEL)
     path, device = _find_model(name), pick_device()
     try:
+        path = converted(path)
         config = AutoConfig.from_pretrained(path)
         if config.model_type != "apollo_vlm":
             raise ValueError(f"its type is {config.model_type}, and only Apollo models can be used")
@@ -135,7 +138,7 @@ class VideoChat:
         question: str,
         options: Sequence[str] = (),
         *,
-        sampling: str = "fps",
+        sampling: str | None = None,
         max_new_tokens: int = 256,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
@@ -145,7 +148,8 @@ class VideoChat:
             video: Path, bytes or loaded clips; None to go on.
             question: What to ask.
             options: Answers to choose from by their likelihood; without them the model writes.
-            sampling: How to sample the video, a key of `apollo.video.SAMPLERS`.
+            sampling: How to sample the video, a key of `apollo.video.SAMPLERS`; by default as the
+                model was trained.
             max_new_tokens: Most tokens of a written answer.
             on_text: Gets the pieces of a written answer as they come.
 
@@ -242,12 +246,12 @@ class VideoChat:
             batch["clip_features"] = self._encoded[1]
         return batch
 
-    def _load_media(self, kind: str, source: Any, sampling: str = "fps") -> Any:
+    def _load_media(self, kind: str, source: Any, sampling: str | None = None) -> Any:
         """Load what is still a path or bytes: clips of a video, or an image."""
         if not isinstance(source, (str, Path, bytes)):
             return source
         if kind == "video":
-            return load_clips(source, replace(self.sampling, mode=sampling))
+            return load_clips(source, replace(self.sampling, mode=sampling or self.sampling.mode))
         return _open_image(source)
 
 
@@ -327,7 +331,8 @@ def _start(args: argparse.Namespace) -> tuple[VideoChat, VideoClips]:
     open_video(args.video).close()  # a bad path should not wait for the model
     logging.disable_progress_bar()
     chat = VideoChat.load(args.model)
-    clips = load_clips(args.video, replace(chat.sampling, mode=args.sampling))
+    mode = args.sampling or chat.sampling.mode
+    clips = load_clips(args.video, replace(chat.sampling, mode=mode))
     is_default = args.model in (None, DEFAULT_MODEL)
     note = chat.model.config.note or (MODELS[DEFAULT_MODEL] if is_default else "")
     if note:

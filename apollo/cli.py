@@ -68,10 +68,9 @@ def _generation(parser: Parser) -> None:
     )
     parser.add_argument(
         "--sampling",
-        choices=("fps", "uniform", "center"),
-        default="fps",
-        help="which frames to look at: clips at a constant rate (default), frames evenly over the "
-        "video, or the centre frame",
+        choices=("fps", "uniform", "center", "released"),
+        help="which frames to look at: clips at a constant rate, frames evenly over the video, the "
+        "centre frame, or as the released code chose; by default as the model was trained",
     )
 
 
@@ -135,6 +134,11 @@ def _eval(parser: Parser) -> None:
     )
 
 
+def _convert(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SRC", help="folder or hub id of a released checkpoint")
+    parser.add_argument("target", metavar="DST", help="folder to make")
+
+
 def _list(parser: Parser) -> None:
     parser.add_argument("kind", choices=LISTS, metavar="KIND", help=", ".join(LISTS))
 
@@ -161,6 +165,9 @@ COMMANDS = {
     "train": Command("apollo.train.run:main", "train a recipe's stages", _train),
     "part": Command("apollo.train.parts:main", "train a part of the micro model", _part),
     "eval": Command("apollo.eval.runner:main", "measure a model on questions", _eval),
+    "convert": Command(
+        "apollo.model.conversion:main", "make a released checkpoint loadable", _convert
+    ),
     "list": Command("apollo.cli:list_main", "show what there is to choose from", _list),
     "demo": Command("apollo.demo:main", "the whole of Apollo in a few minutes", _demo),
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Rebuild the shipped micro model from nothing: parts, world, three stages, evaluation, assets.
-# A few hours on two cores; run again after a stop, it takes the trainings up where they were and makes an unfinished world anew.
+# Some three hours on two cores, 10 GB of features; run again after a stop, it takes the trainings up where they were and makes an
+# unfinished world anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 apollo=${APOLLO:-.venv/bin/apollo}

@@ -17,6 +17,7 @@ COMMAND_LINES = {
     "train": ["train", "micro", "--set", "a=1", "b.0=2", "--set", "c=3"],
     "part": ["part", "siglip", "--out", "runs/parts/siglip"],
     "eval": ["eval", "m", "--questions", "q.jsonl", "--condition", "video", "text"],
+    "convert": ["convert", "SRC", "DST"],
     "list": ["list", "recipes"],
     "demo": ["demo", "--minutes", "0.5"],
 }
@@ -73,7 +74,7 @@ def test_module_runs():
 def test_list(capsys):
     assert cli.main(["list", "samplings"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["fps", "uniform", "center"]
+    assert [line.split()[0] for line in lines] == ["fps", "uniform", "center", "released"]
     assert all(len(line.split()) > 3 for line in lines)
 
 

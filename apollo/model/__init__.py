@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration import ApolloConfig, InternVideo2Config
+    from .conversion import ConversionError, convert, converted
     from .internvideo2 import InternVideo2Model
     from .modeling import ApolloForConditionalGeneration, ApolloModel
     from .processing import ApolloProcessor, new_special_tokens
@@ -20,6 +21,9 @@ _MODULES = {
     "ApolloModel": "modeling",
     "ApolloForConditionalGeneration": "modeling",
     "ApolloProcessor": "processing",
+    "ConversionError": "conversion",
+    "convert": "conversion",
+    "converted": "conversion",
     "new_special_tokens": "processing",
 }
 
@@ -28,8 +32,11 @@ __all__ = [
     "ApolloForConditionalGeneration",
     "ApolloModel",
     "ApolloProcessor",
+    "ConversionError",
     "InternVideo2Config",
     "InternVideo2Model",
+    "convert",
+    "converted",
     "new_special_tokens",
     "register",
 ]

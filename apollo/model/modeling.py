@@ -392,6 +392,14 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
         return list(torch.arange(sum(num_clips), device=input_ids.device).split(num_clips))
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model; a released checkpoint is converted first, see `converted`."""
+        from .conversion import converted  # which builds on this module
+
+        path = converted(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(path, *args, **kwargs)
+
+    @classmethod
     def from_parts(
         cls,
         encoders: list[str | PathLike | PreTrainedModel],

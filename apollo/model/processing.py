@@ -166,6 +166,8 @@ class ApolloProcessor(ProcessorMixin):
         config: ApolloConfig,
         tokenizer: PreTrainedTokenizerBase,
         max_clips: int = 84,
+        prompt_format: str = "paper",
+        sampling: str = "fps",
         chat_template: str | None = None,
     ) -> "ApolloProcessor":
         """Make the processor that belongs to a model of this configuration."""
@@ -177,8 +179,18 @@ class ApolloProcessor(ProcessorMixin):
             tokens_per_clip=config.tokens_per_clip,
             max_clips=max_clips,
             token_integration=config.token_integration,
+            prompt_format=prompt_format,
+            sampling=sampling,
             chat_template=chat_template,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved processor; a released checkpoint is converted first, see `converted`."""
+        from .conversion import converted  # which builds on this module
+
+        path = converted(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(path, *args, **kwargs)
 
     def __call__(
         self,
