@@ -68,8 +68,8 @@ def short_attention() -> Iterator[None]:
     """On a CPU, compute attention as two plain matrix products and a softmax.
 
     For bfloat16 and the short rows of the micro models torch's fused CPU attention takes up to
-    seven times as long (`benchmarks/attention.py`); its merit is memory, which grows with the square
-    of the length here. GPUs keep what they have.
+    seven times as long (`benchmarks/attention.py`); its merit is memory, which grows with the
+    square of the length here. GPUs keep what they have.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
