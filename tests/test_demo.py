@@ -83,8 +83,9 @@ def test_an_earlier_demo_is_left_alone(tmp_path):
     assert demo.free_dir(tmp_path / "demo") == tmp_path / "demo-3"
 
 
-def test_short_recipe_keeps_all_but_its_length(tmp_path):
+def test_short_recipe_keeps_all_but_its_length_and_one_rate(tmp_path):
     recipe = RECIPES["micro"]()
+    recipe.stages[1].learning_rates["connector"] = 1e-3
     short = demo.short_recipe(tmp_path, minutes=3)
     assert short.model == recipe.model
     for stage, whole in zip(short.stages, recipe.stages, strict=True):
