@@ -331,8 +331,7 @@ def _start(args: argparse.Namespace) -> tuple[VideoChat, VideoClips]:
     open_video(args.video).close()  # a bad path should not wait for the model
     logging.disable_progress_bar()
     chat = VideoChat.load(args.model)
-    mode = args.sampling or chat.sampling.mode
-    clips = load_clips(args.video, replace(chat.sampling, mode=mode))
+    clips = chat._load_media("video", args.video, args.sampling)
     is_default = args.model in (None, DEFAULT_MODEL)
     note = chat.model.config.note or (MODELS[DEFAULT_MODEL] if is_default else "")
     if note:
