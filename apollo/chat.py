@@ -10,18 +10,17 @@ import importlib.resources
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from io import BytesIO
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apollo.media import load_image, load_video
 from apollo.messages import Message, map_media, media_parts, normalize, question_prompt
 from apollo.runtime import pick_device
-from apollo.video import ClipSampling, VideoClips, load_clips, open_video
+from apollo.video import VideoClips, open_video
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from apollo.model import ApolloForConditionalGeneration, ApolloProcessor
 
@@ -121,16 +120,6 @@ class VideoChat:
     def load(cls, model: str | Path | None = None) -> "VideoChat":
         """Start with the model in a folder or on the hub; see `load_model`."""
         return cls(*load_model(model))
-
-    @property
-    def sampling(self) -> ClipSampling:
-        """How the model wants videos sampled: as it was trained."""
-        return ClipSampling(
-            mode=self.processor.sampling,
-            frames_per_clip=self.processor.frames_per_clip,
-            clip_duration_s=self.processor.clip_duration_s,
-            max_clips=self.processor.max_clips,
-        )
 
     def ask(
         self,
@@ -251,19 +240,8 @@ class VideoChat:
         if not isinstance(source, (str, Path, bytes)):
             return source
         if kind == "video":
-            return load_clips(source, replace(self.sampling, mode=sampling or self.sampling.mode))
-        return _open_image(source)
-
-
-def _open_image(source: str | Path | bytes) -> "Image":
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError as error:
-        name = f"<{len(source)} bytes>" if isinstance(source, bytes) else source
-        raise ValueError(f"{name} is not an image that can be read") from error
+            return load_video(source, self.processor, sampling)
+        return load_image(source)
 
 
 def _assistant(text: str) -> Message:

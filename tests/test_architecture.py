@@ -13,7 +13,7 @@ PACKAGE = ROOT / "apollo"
 # Level of each part; a part imports parts of lower levels only.
 LEVELS = {
     **dict.fromkeys(("config", "runtime", "video"), 0),
-    **dict.fromkeys(("model", "messages"), 1),
+    **dict.fromkeys(("model", "media", "messages"), 1),
     **dict.fromkeys(("data", "world", "chat"), 2),
     **dict.fromkeys(("train", "eval"), 3),
     **dict.fromkeys(("curation", "lab", "serve"), 4),

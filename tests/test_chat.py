@@ -10,6 +10,7 @@ from tiny_models import make_config, make_model, make_processor
 
 from apollo.chat import VideoChat, describe_clips, load_model
 from apollo.cli import main
+from apollo.media import sampling_of
 from apollo.messages import MessageError
 from apollo.video import ClipSampling, VideoNotFoundError, load_clips
 
@@ -37,7 +38,7 @@ def one_thread():
 
 def test_sampling_is_the_models(chat):
     chat.processor.frames_per_clip, chat.processor.clip_duration_s = 2, 3.0
-    assert chat.sampling == ClipSampling("fps", 2, 3.0, chat.processor.max_clips)
+    assert sampling_of(chat.processor) == ClipSampling("fps", 2, 3.0, chat.processor.max_clips)
 
 
 def test_several_turns_encode_the_video_once(chat, plain_video, monkeypatch):
@@ -60,7 +61,7 @@ def test_several_turns_encode_the_video_once(chat, plain_video, monkeypatch):
 
 def test_an_answer_depends_on_the_video(chat, plain_video):
     """Another video of the same shape gives other scores: the cached features are not mixed up."""
-    dark = load_clips(plain_video.path, chat.sampling)
+    dark = load_clips(plain_video.path, sampling_of(chat.processor))
     bright = type(dark)(**{**vars(dark), "frames": np.full_like(dark.frames, 255)})
     scores = [chat.ask(clips, "What?", OPTIONS).option_scores for clips in (dark, bright, dark)]
     assert scores[0] == scores[2] != scores[1]
@@ -69,7 +70,7 @@ def test_an_answer_depends_on_the_video(chat, plain_video):
 @pytest.mark.parametrize("turns_before", [0, 1])
 def test_option_scores_equal_the_training_loss(chat, plain_video, turns_before):
     """An option's score is minus the summed loss of the very labels that training uses."""
-    clips = load_clips(plain_video.path, chat.sampling)
+    clips = load_clips(plain_video.path, sampling_of(chat.processor))
     messages = [{"role": "user", "content": [{"type": "video", "video": clips}]}]
     if turns_before:
         messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "So?"}]

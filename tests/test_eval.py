@@ -12,6 +12,7 @@ from apollo.eval.answerers import Answer, OracleAnswerer, RandomAnswerer
 from apollo.eval.benchmarks import Question, read_questions
 from apollo.eval.runner import evaluate, read_predictions
 from apollo.eval.scoring import Prediction, bootstrap_interval, score, tabulate
+from apollo.media import sampling_of
 from apollo.video import VideoError
 
 RECORD = {
@@ -380,9 +381,10 @@ def plain_scores(folder: Path, question: Question, condition: str) -> list[float
     chat = VideoChat.load(folder)
     media: list[dict] = []
     if condition == "video":
-        media = [{"type": "video", "video": load_clips(question.video, chat.sampling)}]
+        clips = load_clips(question.video, sampling_of(chat.processor))
+        media = [{"type": "video", "video": clips}]
     elif condition == "frame":
-        centre = load_clips(question.video, replace(chat.sampling, mode="center"))
+        centre = load_clips(question.video, sampling_of(chat.processor, "center"))
         media = [{"type": "image", "image": centre.frames[0, 0]}]
     prompt = {"type": "text", "text": question_prompt(question.question, question.options)}
     scores = []

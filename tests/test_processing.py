@@ -24,6 +24,7 @@ from apollo.model import ApolloProcessor, new_special_tokens
 from apollo.model.encoders import HALF, IMAGENET_MEAN, IMAGENET_STD
 from apollo.model.image_processing import RESIZES, Preprocessing, pad_to_square
 from apollo.model.processing import SPECIAL_TOKENS, mmss
+from apollo.video import ClipSampling, load_clips
 
 VID, IMG = "<|video_token|>" * TOKENS_PER_CLIP, "<|image_token|>" * TOKENS_PER_CLIP
 
@@ -247,7 +248,7 @@ def test_round_trip_through_auto_processor(processor, tmp_path):
         ([[{"role": "user", "content": [{"type": "image"}]}]], "PIL image"),
         ([[user(np.zeros((4, 4, 3), dtype=np.float32))]], "must be uint8"),
         ([[user(np.zeros((4, 4, 1), dtype=np.uint8))]], "must be uint8"),
-        ([[user(np.zeros((0, 4, 3), dtype=np.uint8))]], "hold no pixels"),
+        ([[user(np.zeros((0, 4, 3), dtype=np.uint8))]], "holds no pixels"),
         ([[user(make_video(1, num_frames=3))]], "must have 4 frames, got 3"),
         ([[user(make_video(0))]], "got .0, 4"),
     ],
@@ -311,14 +312,14 @@ def random_frames(num_frames: int, height: int, width: int) -> np.ndarray:
     ("height", "width", "top", "left"), [(4, 9, 2, 0), (7, 4, 0, 1), (5, 5, 0, 0)]
 )
 def test_pad_to_square(height, width, top, left):
-    frames = random_frames(2, height, width)
-    square = pad_to_square(frames, (1, 2, 3))
+    frame = random_frames(1, height, width)[0]
+    square = pad_to_square(frame, (1, 2, 3))
     side = max(height, width)
-    assert square.shape == (2, side, side, 3)
-    assert np.array_equal(square[:, top : top + height, left : left + width], frames)
+    assert square.shape == (side, side, 3)
+    assert np.array_equal(square[top : top + height, left : left + width], frame)
     outside = np.ones((side, side), dtype=bool)
     outside[top : top + height, left : left + width] = False
-    assert (square[:, outside] == (1, 2, 3)).all()
+    assert (square[outside] == (1, 2, 3)).all()
 
 
 def test_padding_is_the_mean_colour_and_becomes_nearly_zero():
@@ -339,10 +340,21 @@ def test_frames_of_the_right_size_are_not_resized(resize):
 
 @pytest.mark.parametrize("size", [7, 16, 33])
 def test_bicubic_is_pillows(size):
-    frames = random_frames(2, 16, 16)
-    for frame, resized in zip(frames, RESIZES["pillow_bicubic"](frames, size), strict=True):
-        expected = Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
-        assert np.array_equal(resized, np.asarray(expected))
+    frame = random_frames(1, 16, 16)[0]
+    expected = Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
+    resized = RESIZES["pillow_bicubic"](frame, size, (0, 0, 0))
+    assert np.array_equal(resized, np.asarray(expected))
+
+
+@pytest.mark.parametrize("resize", ["pillow_bicubic", "bilinear"])
+@pytest.mark.parametrize(("height", "width"), [(9, 31), (31, 8), (40, 40), (1, 5), (33, 34)])
+@pytest.mark.parametrize("size", [7, 48])
+def test_padding_within_the_resize_is_padding_before_it(resize, height, width, size):
+    """What is not computed for the borders must not be missed."""
+    frame, colour = random_frames(1, height, width)[0], (12, 150, 255)
+    padded = pad_to_square(frame, colour)
+    expected = RESIZES[resize](padded, size, colour)
+    assert np.array_equal(RESIZES[resize](frame, size, colour), expected)
 
 
 @pytest.mark.parametrize(("old", "new"), [(16, 7), (16, 33), (30, 10), (1, 5), (5, 1), (64, 24)])
@@ -351,17 +363,17 @@ def test_bilinear_is_within_a_level_of_floats_and_keeps_constants(old, new):
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(frames).permute(0, 3, 1, 2).float(), size=(new, new), mode="bilinear"
     ).permute(0, 2, 3, 1)
-    resized = torch.from_numpy(RESIZES["bilinear"](frames, new))
-    assert (resized - expected).abs().max() <= 1.0
-    constant = np.full((1, old, old, 3), 201, dtype=np.uint8)
-    assert (RESIZES["bilinear"](constant, new) == 201).all()
+    resized = np.stack([RESIZES["bilinear"](frame, new, (0, 0, 0)) for frame in frames])
+    assert (torch.from_numpy(resized) - expected).abs().max() <= 1.0
+    constant = np.full((old, old, 3), 201, dtype=np.uint8)
+    assert (RESIZES["bilinear"](constant, new, (0, 0, 0)) == 201).all()
 
 
 def test_bilinear_is_opencvs():
     """The numbers of OpenCV's INTER_LINEAR, which differ from the exact values rounded."""
     ramp = (np.arange(6)[:, None] * 37 + np.arange(6)[None] * 53) % 256
-    frames = np.repeat(ramp[None, :, :, None], 3, axis=3).astype(np.uint8)
-    resized = RESIZES["bilinear"](frames, 4)[0, :, :, 0]
+    frame = np.repeat(ramp[:, :, None], 3, axis=2).astype(np.uint8)
+    resized = RESIZES["bilinear"](frame, 4, (0, 0, 0))[:, :, 0]
     assert resized.tolist() == [
         [22, 102, 181, 69],
         [78, 157, 189, 76],
@@ -373,3 +385,47 @@ def test_bilinear_is_opencvs():
 def test_unknown_resize_is_refused():
     with pytest.raises(ValueError, match="unknown resize 'nearest'; choose from pillow_bicubic"):
         Preprocessing(8, HALF, HALF, "nearest")
+
+
+# ---- squares made while decoding
+
+
+def test_squares_made_while_decoding_are_those_of_whole_frames(processor, plain_video):
+    sampling = ClipSampling(frames_per_clip=processor.frames_per_clip, max_clips=3)
+    whole = load_clips(plain_video.path, sampling)
+    square = load_clips(plain_video.path, sampling, squares=processor.squares, num_threads=1)
+    assert np.array_equal(square.frames, square.squares[0])
+    of_whole, of_squares = (processor([[user(clips)]])["pixel_values"] for clips in (whole, square))
+    for a, b in zip(of_whole, of_squares, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_squares_of_another_model_are_refused(processor, plain_video):
+    other = [Preprocessing(24, HALF, HALF, "pillow_bicubic")] * len(processor.squares)
+    sampling = ClipSampling(frames_per_clip=processor.frames_per_clip, max_clips=1)
+    clips = load_clips(plain_video.path, sampling, squares=other)
+    with pytest.raises(ValueError, match="were made for another model"):
+        processor([[user(clips)]])
+
+
+def test_decoder_scaling_is_a_setting_that_is_saved(tmp_path):
+    processor = make_processor(make_config())
+    processor.save_pretrained(tmp_path)
+    exact, fast = (
+        AutoProcessor.from_pretrained(tmp_path, decoder_scaling=fast) for fast in (False, True)
+    )
+    assert fast.squares == [square.faster() for square in exact.squares] != exact.squares
+    fast.save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).squares == fast.squares
+
+
+def test_decoder_scaling_is_close_to_the_exact_way(plain_video):
+    exact = Preprocessing(48, HALF, HALF, "pillow_bicubic")
+    fast = exact.faster()
+    assert fast.resize == "decoder" and fast.longest_side == 48
+    bilinear = Preprocessing(48, HALF, HALF, "bilinear")
+    assert bilinear.faster() == bilinear  # it does not antialias, and decoders do
+    clips = load_clips(plain_video.path, ClipSampling(max_clips=2), squares=[exact, fast])
+    a, b = (array.astype(int) for array in clips.squares)
+    assert a.shape == b.shape == (2, 4, 48, 48, 3)
+    assert 0 < np.abs(a - b).mean() < 8 and np.array_equal(a[:, :, :16], b[:, :, :16])  # padding

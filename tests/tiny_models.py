@@ -146,7 +146,7 @@ def user(*content: Any) -> dict[str, Any]:
     for item in content:
         if isinstance(item, str):
             parts.append({"type": "text", "text": item})
-        elif isinstance(item, SimpleNamespace):
+        elif hasattr(item, "spans_s"):
             parts.append({"type": "video", "video": item})
         else:
             parts.append({"type": "image", "image": item})

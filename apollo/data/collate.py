@@ -18,6 +18,7 @@ from PIL import Image
 from apollo.data.features import FeatureCache
 from apollo.data.formats import Record
 from apollo.data.mixture import Mixture
+from apollo.media import load_image
 from apollo.messages import map_media
 from apollo.video import ClipSampling, VideoClips, VideoError, load_clips, open_video, sample
 
@@ -39,7 +40,8 @@ class BatchMaker:
     Args:
         sources: The records of each source of the mixture.
         mixture: Who comes at which position.
-        processor: `processor(conversations, with_labels=True)` makes the tensors.
+        processor: `processor(conversations, with_labels=True)` makes the tensors; its `squares` say
+            what its encoders see of a frame.
         batch_size: Records in a batch; batch i holds the positions from i * batch_size on.
         sampling: How clips are chosen from a video.
         max_tokens: Longest row that the LLM can read.
@@ -124,7 +126,7 @@ class BatchMaker:
 
         def load(kind: str, path: Path) -> VideoClips | Image.Image:
             if self.cache is None:
-                return load_medium(kind, path, self.sampling, record.where)
+                return load_medium(kind, path, self.sampling, self.processor, record.where)
             cached = self.cache.load(path)
             features.append(cached.features)
             return Image.new("RGB", (1, 1)) if cached.clips is None else cached.clips
@@ -145,14 +147,14 @@ class BatchMaker:
 def num_clips(path: Path, sampling: ClipSampling) -> int:
     """Count the clips of a video; 0 if it cannot be read, of which its loading will tell."""
     try:
-        with open_video(path) as video:
+        with open_video(path, num_threads=1) as video:
             return len(sample(video.info.duration_s, sampling, video.info.source_fps)[0])
     except VideoError:
         return 0
 
 
 def load_medium(
-    kind: str, path: Path, sampling: ClipSampling, where: str
+    kind: str, path: Path, sampling: ClipSampling, processor: Any, where: str
 ) -> VideoClips | Image.Image:
     """Load a video's clips or an image; a bad file is an error, never another file instead.
 
@@ -160,6 +162,7 @@ def load_medium(
         kind: "video" or "image".
         path: The file.
         sampling: How clips are chosen from a video.
+        processor: Its `squares` say what the encoders see of a video's frames.
         where: Whose medium it is, for the message.
 
     Raises:
@@ -167,10 +170,9 @@ def load_medium(
     """
     try:
         if kind == "video":
-            return load_clips(path, sampling)
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (VideoError, OSError) as error:
+            return load_clips(path, sampling, squares=processor.squares, num_threads=1)
+        return load_image(path)
+    except (ValueError, OSError) as error:
         raise MediaError(f"{where}: {kind} {path} cannot be read: {error}") from error
 
 
@@ -178,7 +180,7 @@ def fill_cache(
     cache: FeatureCache,
     records: Iterable[Record],
     sampling: ClipSampling,
-    processor: Callable[..., Any],
+    processor: Any,
     encode: Callable[[list[Any]], torch.Tensor],
     track: Callable[[list[Any], str], Iterable[Any]] = lambda items, _: items,
 ) -> int:
@@ -188,7 +190,7 @@ def fill_cache(
         cache: What to fill.
         records: Whose media.
         sampling: How clips are chosen from a video; the cache's settings must depend on it.
-        processor: Makes `pixel_values`.
+        processor: Makes `pixel_values`; its `squares` say what the encoders see of a frame.
         encode: The model's encoders: pixel values to features (C, T, H, W, D), without gradients.
         track: Shows progress: called with the groups of missing media and a description.
 
@@ -202,7 +204,7 @@ def fill_cache(
     groups = [missing[i : i + GROUP] for i in range(0, len(missing), GROUP)]
 
     def load(group: list[tuple[str, Path, str]]) -> tuple[list[Any], list[Any]]:
-        media = [load_medium(kind, path, sampling, where) for kind, path, where in group]
+        media = [load_medium(kind, path, sampling, processor, where) for kind, path, where in group]
         turns = [
             [{"role": "user", "content": [{"type": kind, kind: medium}]}]
             for (kind, _, _), medium in zip(group, media, strict=True)

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from apollo.chat import load_model
 from apollo.data.features import fingerprint
 from apollo.eval.benchmarks import Question
+from apollo.media import load_video
 from apollo.messages import Message, Part, question_prompt
 from apollo.model.processing import ApolloProcessor
 from apollo.video import ClipSampling, load_clips
@@ -136,15 +137,10 @@ class ModelAnswerer:
         """Load what the condition shows: one media part or none, and the times of its frames."""
         if condition == "text":
             return [], []
-        sampling = ClipSampling(
-            mode={"video": self.processor.sampling, "frame": "center"}[condition],
-            frames_per_clip=self.processor.frames_per_clip,
-            clip_duration_s=self.processor.clip_duration_s,
-            max_clips=self.processor.max_clips,
-        )
-        clips = load_clips(video, sampling)
         if condition == "frame":  # as an image, the form in which models learn single frames
+            clips = load_clips(video, ClipSampling("center", frames_per_clip=1))
             return [{"type": "image", "image": clips.frames[0, 0]}], [[float(clips.times_s[0, 0])]]
+        clips = load_video(video, self.processor)
         return [{"type": "video", "video": clips}], clips.times_s.round(3).tolist()
 
     @torch.inference_mode()

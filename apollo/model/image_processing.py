@@ -3,17 +3,26 @@
 Each encoder was pre-trained with its own size, colours and resizing, and a picture prepared another
 way is another picture to it; so each encoder of a model has its own `Preprocessing`. Follows the
 released code (`mm_utils.py`), which never crops: the frame is padded with the encoder's mean colour
-first. Read next: `encoders.py` for who uses what, `processing.py` for the text.
+first. Squares are made frame by frame while a video is decoded (apollo/video/clips.py), so that no
+full-size video is ever held; this needs no torch, which only the last step imports. Read next:
+`encoders.py` for who uses what, `processing.py` for the text.
 
-Shapes: N frames, H height, W width, S the encoder's frame size.
+Shapes: H height, W width, S the encoder's frame size.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -36,75 +45,103 @@ class Preprocessing:
         if self.resize not in RESIZES:
             raise ValueError(f"unknown resize {self.resize!r}; choose from {', '.join(RESIZES)}")
 
+    def faster(self) -> Preprocessing:
+        """The same with the decoder's bicubic filter in the place of Pillow's, a little different.
+
+        The bilinear one stays: decoders antialias, it does not, and it is quick as it is.
+        """
+        return replace(self, resize="decoder") if self.resize == "pillow_bicubic" else self
+
+    @property
+    def longest_side(self) -> int | None:
+        """The longest side to which whoever decodes a frame may scale it; None if it may not."""
+        return self.image_size if self.resize == "decoder" else None
+
     def __call__(self, frames: np.ndarray) -> torch.Tensor:
-        """Prepare frames.
+        """Do both to frames, uint8 (N, H, W, 3): float32 (N, 3, S, S)."""
+        return self.normalise(np.stack([self.square(frame) for frame in frames]))
 
-        Args:
-            frames: uint8 (N, H, W, 3), RGB.
-
-        Returns:
-            float32 (N, 3, S, S).
+    def square(self, frame: np.ndarray) -> np.ndarray:
+        """Pad and resize a frame, uint8 (H, W, 3) RGB, to uint8 (S, S, 3).
 
         Raises:
-            ValueError: If the frames are not uint8 (N, H, W, 3) with at least one pixel.
+            ValueError: If the frame is not uint8 (H, W, 3) with at least one pixel.
         """
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise ValueError(
-                f"frames must be uint8 (N, H, W, 3), got {frames.dtype} {tuple(frames.shape)}"
-            )
-        if 0 in frames.shape[1:]:
-            raise ValueError(f"frames hold no pixels: {tuple(frames.shape)}")
-        square = pad_to_square(frames, tuple(int(255 * value) for value in self.mean))
-        if square.shape[1] != self.image_size:
-            square = RESIZES[self.resize](square, self.image_size)
-        pixels = torch.from_numpy(np.ascontiguousarray(square)).permute(0, 3, 1, 2)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+            raise ValueError(f"a frame must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+        if 0 in frame.shape:
+            raise ValueError(f"the frame holds no pixels: {frame.shape}")
+        red, green, blue = (int(255 * value) for value in self.mean)
+        if max(frame.shape[:2]) == self.image_size:
+            return pad_to_square(frame, (red, green, blue))
+        return RESIZES[self.resize](frame, self.image_size, (red, green, blue))
+
+    def normalise(self, squares: np.ndarray) -> torch.Tensor:
+        """Bring squares, uint8 (..., S, S, 3), to the encoder's scale: float32 (..., 3, S, S)."""
+        import torch
+
+        pixels = torch.from_numpy(np.require(squares, requirements=["C", "W"])).movedim(-1, -3)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return pixels.float().div_(255).sub_(mean).div_(std).contiguous()
 
 
-def pad_to_square(frames: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    """Centre frames (N, H, W, 3) on a square of `colour`; an odd pixel goes below or right."""
-    num_frames, height, width, _ = frames.shape
-    if height == width:
-        return frames
+def pad_to_square(frame: np.ndarray, colour: Colour) -> np.ndarray:
+    """Centre a frame (H, W, 3) on a square of `colour`; an odd pixel goes below or right."""
+    height, width, _ = frame.shape
     side = max(height, width)
+    if height == width:
+        return frame
     top, left = (side - height) // 2, (side - width) // 2
-    square = np.empty((num_frames, side, side, 3), dtype=np.uint8)
-    square[:] = np.asarray(colour, dtype=np.uint8)
-    square[:, top : top + height, left : left + width] = frames
+    square = np.empty((side, side, 3), dtype=np.uint8)
+    square[:] = colour
+    square[top : top + height, left : left + width] = frame
     return square
 
 
-def resize_pillow_bicubic(frames: np.ndarray, size: int) -> np.ndarray:
-    """Resize square frames as SigLIP's processor does, by Pillow's bicubic filter.
+def resize_pillow_bicubic(frame: np.ndarray, size: int, colour: Colour) -> np.ndarray:
+    """Pad, then resize as SigLIP's processor does, by Pillow's bicubic filter.
 
-    It antialiases when it shrinks. It works frame by frame, but no other library gives its numbers:
-    torch's antialiased bicubic differs by up to 5 levels.
+    It antialiases when it shrinks. No other library gives its numbers: torch's antialiased bicubic
+    differs by up to 5 levels. Pillow resizes rows first, then columns, so the rows of padding above
+    and below a wide frame need not go through the first pass.
     """
-    out = np.empty((len(frames), size, size, 3), dtype=np.uint8)
-    for index, frame in enumerate(frames):
-        picture = Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
-        out[index] = np.asarray(picture)
-    return out
+    height, width, _ = frame.shape
+    if height > width:
+        frame = pad_to_square(frame, colour)
+    picture = Image.fromarray(frame).resize((size, height), Image.Resampling.BICUBIC)
+    side = max(height, width)
+    padded = Image.new("RGB", (size, side), colour)
+    padded.paste(picture, (0, (side - height) // 2))
+    return np.asarray(padded.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
-    """Resize square frames as InternVideo2's processor does, by OpenCV's bilinear filter.
+def resize_bilinear(frame: np.ndarray, size: int, colour: Colour) -> np.ndarray:
+    """Pad, then resize as InternVideo2's processor does, by OpenCV's bilinear filter.
 
-    It does not antialias. OpenCV computes with weights in units of 1/2048 and drops bits between
-    its two passes; this does the same, so that no pixel differs. (Torch's floats are one level off
-    in 7 % of them.)
+    It does not antialias, so of a large frame most pixels are never looked at. OpenCV computes with
+    weights in units of 1/2048 and drops bits between its two passes; this does the same, so that no
+    pixel differs. (Torch's floats are one level off in 7 % of them.)
     """
-    index, next_index, weight, next_weight = _bilinear_weights(frames.shape[1], size)
-    out = np.empty((len(frames), size, size, 3), dtype=np.uint8)
-    for resized, frame in zip(out, frames, strict=True):  # one at a time stays in the CPU's cache
-        wide = frame.take(index, axis=1) * weight[:, None]
-        wide += frame.take(next_index, axis=1) * next_weight[:, None]  # (S0, S, 3), times 2048
-        wide >>= 4
-        blend = (weight[:, None, None] * wide[index]) >> 16
-        blend += (next_weight[:, None, None] * wide[next_index]) >> 16
-        resized[:] = (blend + 2) >> 2
-    return out
+    height, width, _ = frame.shape
+    side = max(height, width)
+    index, next_index, weight, next_weight = _bilinear_weights(side, size)
+    columns, is_beside = _inside(np.stack([index, next_index]), (side - width) // 2, width)
+    blend = np.full((size, size, 3), 2, dtype=np.int32)
+    for rows, row_weight in ((index, weight), (next_index, next_weight)):
+        rows, is_above = _inside(rows, (side - height) // 2, height)
+        lines = frame.take(rows, axis=0)
+        near, far = (lines.take(column, axis=1).astype(np.int32) for column in columns)
+        near[:, is_beside[0]] = far[:, is_beside[1]] = colour
+        near[is_above] = far[is_above] = colour
+        wide = near * weight[:, None] + far * next_weight[:, None]  # (S, S, 3), times 2048
+        blend += (row_weight[:, None, None] * (wide >> 4)) >> 16
+    return (blend >> 2).astype(np.uint8)
+
+
+def _inside(places: np.ndarray, padding: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places on the padded square as places in the frame, and which of them lie outside of it."""
+    places = places - padding
+    return places.clip(0, length - 1), (places < 0) | (places >= length)
 
 
 def _bilinear_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -116,5 +153,21 @@ def _bilinear_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return index, np.minimum(index + 1, old - 1), 2048 - next_weight, next_weight
 
 
-RESIZES = {"pillow_bicubic": resize_pillow_bicubic, "bilinear": resize_bilinear}
-"""Name of a way to resize -> function (uint8 (N, S0, S0, 3), S) -> uint8 (N, S, S, 3)."""
+def resize_before_padding(frame: np.ndarray, size: int, colour: Colour) -> np.ndarray:
+    """Resize, then pad: the fast way. A video's frames come resized by its decoder already."""
+    height, width, _ = frame.shape
+    scale = size / max(height, width)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = Image.fromarray(frame).resize(shape, Image.Resampling.BICUBIC)
+    return pad_to_square(np.asarray(picture), colour)
+
+
+RESIZES = {
+    "pillow_bicubic": resize_pillow_bicubic,
+    "bilinear": resize_bilinear,
+    "decoder": resize_before_padding,
+}
+"""Name of a way to resize -> function (uint8 (H, W, 3), S, colour) -> uint8 (S, S, 3). The first
+two are those of the reference, pixel for pixel; "decoder" lets a video's decoder scale the frames,
+which is faster and a little different (docs/released.md).
+"""

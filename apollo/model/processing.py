@@ -112,6 +112,8 @@ class ApolloProcessor(ProcessorMixin):
         token_integration: One of `TOKEN_INTEGRATIONS`; of no effect in the released format.
         prompt_format: A key of `CHAT_TEMPLATES`: "paper", or "released" for the released weights.
         sampling: How a video should be sampled, "fps" or "released"; for whoever samples it.
+        decoder_scaling: Let the decoder of a video scale its frames where an encoder's own filter
+            is slow (`Preprocessing.faster`): quicker, and a little different from its training.
         chat_template: Jinja template; that of the prompt's format by default.
 
     Raises:
@@ -131,6 +133,7 @@ class ApolloProcessor(ProcessorMixin):
         token_integration: str = "timestamps",
         prompt_format: str = "paper",
         sampling: str = "fps",
+        decoder_scaling: bool = False,
         chat_template: str | None = None,
     ) -> None:
         if prompt_format not in CHAT_TEMPLATES:
@@ -158,7 +161,15 @@ class ApolloProcessor(ProcessorMixin):
         self.token_integration = token_integration
         self.prompt_format = prompt_format
         self.sampling = sampling
+        self.decoder_scaling = decoder_scaling
         self._preprocessing = [Preprocessing(**fields) for fields in preprocessing]
+        if decoder_scaling:
+            self._preprocessing = [square.faster() for square in self._preprocessing]
+
+    @property
+    def squares(self) -> list[Preprocessing]:
+        """For each encoder its `Preprocessing`; whoever loads a video makes these of its frames."""
+        return self._preprocessing
 
     @classmethod
     def from_config(
@@ -397,32 +408,42 @@ class ApolloProcessor(ProcessorMixin):
 
     def _pixels(self, media: list[Medium]) -> list[torch.Tensor]:
         """Return for each encoder the clips of all media, (C, T, 3, S, S)."""
-        arrays = [self._frames(medium) for medium in media]
-        return [self._encoder_pixels(prepare, arrays) for prepare in self._preprocessing]
+        return [self._encoder_pixels(index, media) for index in range(len(self.squares))]
 
-    def _encoder_pixels(self, prepare: Preprocessing, arrays: list[np.ndarray]) -> torch.Tensor:
+    def _encoder_pixels(self, index: int, media: list[Medium]) -> torch.Tensor:
+        prepare = self.squares[index]
         clips = [torch.zeros(0, self.frames_per_clip, 3, prepare.image_size, prepare.image_size)]
-        for frames in arrays:
-            num_clips, num_frames = frames.shape[:2]
-            pixels = prepare(frames.reshape(num_clips * num_frames, *frames.shape[2:]))
-            pixels = pixels.unflatten(0, (num_clips, num_frames))
-            clips.append(pixels.expand(-1, self.frames_per_clip, -1, -1, -1))
+        for kind, source in media:
+            squares = self._squares(kind, source, index)
+            clips.append(prepare.normalise(squares).expand(-1, self.frames_per_clip, -1, -1, -1))
         return torch.cat(clips)
 
-    def _frames(self, medium: Medium) -> np.ndarray:
-        """Return a medium as uint8 (C, T or 1, H, W, 3); one frame is repeated once it is small."""
-        kind, source = medium
-        if kind == "video":
-            frames = np.asarray(source.frames)
-            if frames.shape[1] not in (1, self.frames_per_clip):
-                raise ValueError(
-                    f"a clip must have {self.frames_per_clip} frames, got {frames.shape[1]}; "
-                    "sample the video with the processor's frames_per_clip"
-                )
-            return frames
-        if isinstance(source, Image.Image):
-            source = np.asarray(source.convert("RGB"))
-        return source[None, None]
+    def _squares(self, kind: str, source: Any, index: int) -> np.ndarray:
+        """Return an encoder's view of a medium, uint8 (C, T or 1, S, S, 3): one frame is repeated
+        once it is small.
+        """
+        prepare = self.squares[index]
+        if kind == "image":
+            if isinstance(source, Image.Image):
+                source = np.asarray(source.convert("RGB"))
+            return prepare.square(source)[None, None]
+        ready = getattr(source, "squares", ())
+        frames = np.asarray(ready[index] if ready else source.frames)
+        if frames.shape[1] not in (1, self.frames_per_clip):
+            raise ValueError(
+                f"a clip must have {self.frames_per_clip} frames, got {frames.shape[1]}; "
+                "sample the video with the processor's frames_per_clip"
+            )
+        size = prepare.image_size
+        if not ready:
+            squares = [prepare.square(frame) for clip in frames for frame in clip]
+            return np.stack(squares).reshape(*frames.shape[:2], size, size, 3)
+        if len(ready) != len(self.squares) or frames.shape[2:] != (size, size, 3):
+            raise ValueError(
+                f"the video's squares {[array.shape for array in ready]} were made for another "
+                "model; load it with squares=processor.squares"
+            )
+        return frames
 
 
 MARKER = re.compile("|".join(re.escape(token) for token in (IMAGE_TOKEN, VIDEO_TOKEN)))

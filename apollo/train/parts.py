@@ -252,7 +252,7 @@ def train_language_model(
             text_batches(tokenizer, seed, 16, lesson, first=index * FIRST_OF_LESSON),
             Schedule(
                 name=lesson.name,
-                steps=int(steps * lesson.share),
+                steps=max(1, int(steps * lesson.share)),
                 learning_rates={"model": 2e-3 if index == 0 else 1.5e-3},
                 weight_decay=0.05,
                 optimizer="muon",

@@ -32,6 +32,7 @@ from apollo.data.collate import BatchMaker, fill_cache
 from apollo.data.features import FeatureCache, fingerprint
 from apollo.data.formats import Record, read_records
 from apollo.data.mixture import Mixture
+from apollo.media import sampling_of
 from apollo.model.modeling import ApolloForConditionalGeneration
 from apollo.model.processing import ApolloProcessor
 from apollo.runtime import make_run_dir, progress, set_seed, short_attention
@@ -39,7 +40,6 @@ from apollo.train.checkpoint import latest_checkpoint
 from apollo.train.optim import check_learning_rates
 from apollo.train.recipes import RECIPES, ModelSettings, Stage, TrainConfig
 from apollo.train.trainer import AUTOCAST, LoopSettings, run_stage
-from apollo.video import ClipSampling
 
 OnEval = Callable[[nn.Module, int], dict[str, float]]
 
@@ -207,12 +207,6 @@ def _make_batches(
         length=stage.steps * stage.batch_size,
         seed=config.loop.seed * 1_000 + stage_index,
     )
-    sampling = ClipSampling(
-        mode=processor.sampling,
-        frames_per_clip=processor.frames_per_clip,
-        clip_duration_s=processor.clip_duration_s,
-        max_clips=stage.max_clips,
-    )
     process = PartialState()
     if process.is_main_process:
         _show_mixture(stage, mixture)
@@ -221,7 +215,7 @@ def _make_batches(
         mixture,
         processor,
         batch_size=_size_of_batch(stage, config.loop, process.num_processes),
-        sampling=sampling,
+        sampling=replace(sampling_of(processor), max_clips=stage.max_clips),
         max_tokens=model.model.llm.config.max_position_embeddings,
         batches_per_step=config.loop.gradient_accumulation * process.num_processes,
     )
@@ -251,6 +245,7 @@ def _fill_cache(
     settings = {
         "sampling": asdict(batches.sampling),
         "encoders": fingerprint(model.parts()["encoders"]),
+        "squares": [asdict(square) for square in batches.processor.squares],
         "precision": config.loop.mixed_precision,
     }
     cache = FeatureCache(config.feature_cache_dir, settings)

@@ -4,16 +4,26 @@ Time is what the container says (presentation timestamps, PTS), counted from the
 never computed as index / fps, which is wrong for variable frame rates, B-frames and files that do
 not start at zero. The frame at time t is the one on the screen at t: the last whose timestamp is
 not later. Files that cannot be read give one of the errors below, each saying what is wrong, where,
-and what to do. apollo/video/clips.py builds on this.
+and what to do.
+
+Only what is needed is decoded: the reader seeks to the keyframe before a wanted moment, leaves
+out frames that nobody asked for and no other frame refers to (packets.py says which), converts the
+wanted ones only, and lets several readers share the work. apollo/video/clips.py builds on this.
 """
 
+import copy
 import heapq
-import io
 import itertools
 import logging
+import os
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,24 +31,42 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from apollo.video.packets import (
+    Ends,
+    demux,
+    is_whole,
+    mark_needed,
+    may_skip,
+    promised_end,
+    read_ends,
+)
 
 logger = logging.getLogger(__name__)
 
 # Timestamps are multiples of at least 1/90000 s in practice: this only absorbs rounding of the
 # request.
 _TOLERANCE_S = 1e-6
-# A gap shorter than this is decoded through: a seek goes back to a keyframe, typically a few
-# seconds earlier.
+# Where the keyframes are not known, a gap shorter than this is decoded through: a seek goes back to
+# a keyframe, typically a few seconds earlier.
 _MIN_SEEK_GAP_S = 3.0
+# Seeking to a keyframe that is known must save at least this much decoding, for it empties the
+# decoder.
+_MIN_SAVED_S = 0.25
 # H.264 and HEVC reorder over at most 16 frames, so no timestamp is further than this from its
 # place; a file that mixes them up does so within its first group of B-frames.
 _MAX_REORDER, _NUM_PROBED = 16, 8
-# FFmpeg's names for what a format lacks (AVFMT_* in avformat.h).
-_NO_TIMESTAMPS, _TS_DISCONT = 0x0080, 0x0200
+# Several readers pay when each has to decode this many pixels, about 50 ms of work. A reader takes
+# one of several parts at a time, so that all finish together.
+_MIN_PIXELS_PER_READER, _PARTS_PER_READER = 5e7, 4
+# What an unknown keyframe may cost: the default distance of x264 at 25 to 30 frames per second.
+_LIKELY_GOP_S = 8.0
 # Containers that FFmpeg probes successfully although they are texts that refer to other files, or
 # no video at all.
 _NOT_VIDEO_CONTAINERS = {"hls", "dash", "concat", "ffmetadata", "tty"}
+
+Visitor = Callable[[np.ndarray, Callable[..., np.ndarray]], None]
 
 
 class VideoError(ValueError):
@@ -101,8 +129,13 @@ class _TimedFrame(NamedTuple):
     frame: av.VideoFrame
 
 
-def open_video(source: str | Path | bytes) -> "VideoReader":
+def open_video(source: str | Path | bytes, num_threads: int | None = None) -> "VideoReader":
     """Open a video, given as a path or as the bytes of a file, for use in a `with` statement.
+
+    Args:
+        source: A file's path, or its bytes.
+        num_threads: How many readers may share the decoding of one request; by default one for each
+            core that the process may use. Data workers, of which there are many, take 1.
 
     Raises:
         VideoNotFoundError: no such file, or a directory, or no permission.
@@ -110,33 +143,37 @@ def open_video(source: str | Path | bytes) -> "VideoReader":
         NoVideoStreamError: no video stream.
         DamagedVideoError: not a single frame decodes.
     """
-    return VideoReader(source)
+    return VideoReader(source, num_threads)
 
 
 class VideoReader:
     """An open video; made by `open_video`.
 
     The reader stands at a frame (`_current`) and has decoded one more (`_next`), so that it knows
-    how long the current one is shown. It only moves forward, converts only frames that were asked
-    for, and seeks where that saves decoding.
+    how long the current one is shown. It only moves forward and seeks where that saves decoding.
     """
 
     info: VideoInfo
     _container: InputContainer
-    _current: _TimedFrame
+    _current: _TimedFrame | None
     _next: _TimedFrame | None
 
-    def __init__(self, source: str | Path | bytes):
+    def __init__(self, source: str | Path | bytes, num_threads: int | None = None):
         self._source = source
         self._name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
         if not isinstance(source, bytes):
             _check_path(self._name)
         if not (source if isinstance(source, bytes) else Path(source).stat().st_size):
             raise NotAVideoError(f"{self._name} is empty; copy or download it again")
+        self._num_threads = num_threads or _num_cores()
+        self._helpers: list[VideoReader] = []
         self._num_damaged = 0
         self._longest_gop_s = 0.0
         self._reorder = 0
         self._start_ticks = 0
+        self._wanted_s: np.ndarray | None = None  # None: whatever comes
+        self._judged_to_s = 0.0
+        self._reformatter = VideoReformatter()
         self._open_container()
         try:
             self._read_info()
@@ -149,12 +186,14 @@ class VideoReader:
 
     def __exit__(self, error_type: type[BaseException] | None, *rest: object) -> None:
         self.close()
-        if self._num_damaged and error_type is None:  # an error says enough by itself
-            logger.warning("%s: skipped %d damaged packet(s)", self._name, self._num_damaged)
+        num_damaged = sum(reader._num_damaged for reader in (self, *self._helpers))
+        if num_damaged and error_type is None:  # an error says enough by itself
+            logger.warning("%s: skipped %d damaged packet(s)", self._name, num_damaged)
 
     def close(self) -> None:
-        """Free the decoder and the file."""
-        self._container.close()
+        """Free the decoders and the file."""
+        for reader in (self, *self._helpers):
+            reader._container.close()
 
     def frames_at(
         self, times_s: Sequence[float] | np.ndarray, size: tuple[int, int] | None = None
@@ -169,35 +208,149 @@ class VideoReader:
             ValueError: a time that is negative or not a number.
             DamagedVideoError: decoding stops clearly before a wanted frame, as in a truncated file.
         """
+        height, width = size or (self.info.height, self.info.width)
+        pixels = np.empty((len(times_s), height, width, 3), dtype=np.uint8)
+
+        def put(places: np.ndarray, to_rgb: Callable[..., np.ndarray]) -> None:
+            pixels[places] = to_rgb(size)
+
+        return Frames(pixels, self.visit(times_s, put))
+
+    def visit(self, times_s: Sequence[float] | np.ndarray, visitor: Visitor) -> np.ndarray:
+        """Call `visitor(places, to_rgb)` for each frame on the screen at the given times.
+
+        Of the frames only what the visitor keeps stays in memory. It may be called from several
+        threads at once and for the frames in any order.
+
+        Args:
+            times_s: As in `frames_at`.
+            visitor: Gets the places in `times_s` at which the frame is shown, and a function that
+                converts it: `to_rgb(size)` returns uint8 (H, W, 3) of the size (height, width), or
+                of the video's without one.
+
+        Returns:
+            float64 (T,): the true times of the frames.
+
+        Raises:
+            ValueError: a time that is negative or not a number.
+            DamagedVideoError: decoding stops clearly before a wanted frame, as in a truncated file.
+        """
         wanted_s = np.asarray(times_s, dtype=np.float64)
         if wanted_s.ndim != 1 or not np.all(np.isfinite(wanted_s)) or np.any(wanted_s < 0):
             raise ValueError(f"times must be a list of seconds from 0, not {times_s}")
-        height, width = size or (self.info.height, self.info.width)
-        pixels = np.empty((len(wanted_s), height, width, 3), dtype=np.uint8)
         found_s = np.empty(len(wanted_s))
-        previous: int | None = None
-        for index in np.argsort(wanted_s, kind="stable"):
-            shown = self._frame_at(float(wanted_s[index]))
-            if previous is not None and found_s[previous] == shown.time_s:
-                pixels[index] = pixels[previous]
-            else:
-                pixels[index] = self._to_rgb(shown.frame, height, width)
-            found_s[index], previous = shown.time_s, index
-        return Frames(pixels, found_s)
+        order = np.argsort(wanted_s, kind="stable")
+        parts = deque(np.split(order, self._cuts(wanted_s[order])))
+        if len(parts) == 1:
+            self._work(parts, wanted_s, found_s, visitor)
+            return found_s
+        while len(self._helpers) < self._num_threads - 1:
+            self._helpers.append(self._another())
+        readers = [self, *self._helpers]
+        with ThreadPoolExecutor(len(readers)) as pool:
+            work = [pool.submit(r._work, parts, wanted_s, found_s, visitor) for r in readers]
+        for future in work:
+            future.result()
+        return found_s
+
+    # ---- sharing the work ------------------------------------------------------------------------
+
+    def _cuts(self, sorted_s: np.ndarray) -> list[int]:
+        """Places at which to cut the sorted times into parts of about equal cost.
+
+        Times within one group of pictures stay together where the keyframes are known: its frames
+        would otherwise be decoded twice.
+        """
+        if self._num_threads == 1 or len(sorted_s) < 2:
+            return []
+        if len(self._keyframes_s):
+            group = np.searchsorted(self._keyframes_s, sorted_s + _TOLERANCE_S)
+            firsts = np.flatnonzero(np.diff(group, prepend=-1))
+            lasts_s = sorted_s[np.append(firsts[1:], len(sorted_s)) - 1]
+            costs_s = lasts_s - self._keyframes_s[np.maximum(group[firsts] - 1, 0)]
+            num_parts = self._num_threads * _PARTS_PER_READER
+        else:
+            firsts = np.arange(len(sorted_s))
+            costs_s = np.minimum(np.diff(sorted_s, prepend=0.0), _LIKELY_GOP_S)
+            num_parts = self._num_threads
+        done_s = np.cumsum(np.maximum(costs_s, 1 / self._fps))
+        pixels = done_s[-1] * self._fps * self.info.height * self.info.width
+        if pixels < self._num_threads * _MIN_PIXELS_PER_READER:
+            return []
+        share = np.floor((done_s - done_s[0]) * num_parts / done_s[-1])
+        return firsts[np.flatnonzero(np.diff(share)) + 1].tolist()
+
+    def _another(self) -> "VideoReader":
+        """A reader of the same file that knows what this one knows, and stands nowhere."""
+        other = copy.copy(self)
+        other._helpers, other._num_damaged = [], 0
+        other._reformatter = VideoReformatter()
+        other._current = other._next = None
+        other._open_container()
+        return other
+
+    def _work(
+        self, parts: deque[np.ndarray], wanted_s: np.ndarray, found_s: np.ndarray, visitor: Visitor
+    ) -> None:
+        """Take parts, each the places of increasing times, until none is left."""
+        try:
+            while parts:
+                try:
+                    places = parts.popleft()
+                except IndexError:  # another reader was faster
+                    return
+                self._read_part(places, wanted_s[places], found_s, visitor)
+        except BaseException:
+            parts.clear()  # the request has failed: let the other readers stop
+            raise
+
+    def _read_part(
+        self, places: np.ndarray, wanted_s: np.ndarray, found_s: np.ndarray, visitor: Visitor
+    ) -> None:
+        if len(wanted_s) and wanted_s[0] < self._judged_to_s - _TOLERANCE_S:
+            self._current = None  # frames have been left out there that may be wanted now
+        self._wanted_s = wanted_s
+        shown: _TimedFrame | None = None
+        same: list[int] = []  # places of the frame that is shown
+        for place, time_s in zip(places, wanted_s, strict=True):
+            now = self._frame_at(float(time_s))
+            if shown is not None and now.time_s != shown.time_s:
+                self._show(shown, same, visitor)
+                same = []
+            shown = now
+            same.append(place)
+            found_s[place] = now.time_s
+        if shown is not None:
+            self._show(shown, same, visitor)
+
+    def _show(self, shown: _TimedFrame, places: list[int], visitor: Visitor) -> None:
+        def to_rgb(size: tuple[int, int] | None = None) -> np.ndarray:
+            return self._to_rgb(shown.frame, *(size or (self.info.height, self.info.width)))
+
+        visitor(np.array(places), to_rgb)
 
     # ---- where the reader stands -----------------------------------------------------------------
 
     def _frame_at(self, time_s: float) -> _TimedFrame:
         """Move to the frame shown at `time_s` and return it."""
-        gap_s = time_s - (self._next.time_s if self._next else self._current.time_s)
-        goes_back = time_s < self._current.time_s - _TOLERANCE_S
-        if goes_back or (self._next and gap_s > max(_MIN_SEEK_GAP_S, self._longest_gop_s)):
+        if self._is_seek_worth(time_s):
             self._seek(time_s)
         while self._next is not None and self._next.time_s <= time_s + _TOLERANCE_S:
             self._current, self._next = self._next, next(self._timed_frames, None)
+        assert self._current is not None, "to seek is to stand somewhere"
         if self._next is None:
-            self._check_complete(time_s)
+            self._check_complete(self._current.time_s, time_s)
         return self._current
+
+    def _is_seek_worth(self, time_s: float) -> bool:
+        if self._current is None or time_s < self._current.time_s - _TOLERANCE_S:
+            return True
+        if self._next is None:  # at the end
+            return False
+        place = bisect_right(self._keyframes_s, time_s)
+        if place and place < len(self._keyframes_s):
+            return self._keyframes_s[place - 1] > self._next.time_s + _MIN_SAVED_S
+        return time_s - self._next.time_s > max(_MIN_SEEK_GAP_S, self._longest_gop_s)
 
     def _seek(self, time_s: float) -> None:
         """Stand at some frame not later than `time_s`, if possible at the keyframe before it."""
@@ -224,9 +377,9 @@ class VideoReader:
         self._timed_frames = self._time(self._decode())
         self._current, self._next = next(self._timed_frames), next(self._timed_frames, None)
 
-    def _check_complete(self, time_s: float) -> None:
+    def _check_complete(self, last_s: float, time_s: float) -> None:
         """Past the last frame that decodes: make sure that the video really ends here."""
-        end_s = self._current.time_s + 1 / self.info.source_fps
+        end_s = last_s + 1 / self.info.source_fps
         if time_s > end_s and self._last_frame_s - end_s > _slack(self.info.duration_s):
             raise DamagedVideoError(
                 f"{self._name} is truncated or damaged: it should last "
@@ -237,9 +390,7 @@ class VideoReader:
     # ---- from file to frames ---------------------------------------------------------------------
 
     def _open_container(self) -> None:
-        file = (
-            io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
-        )
+        file = BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
         only_files = {"protocol_whitelist": "file"}  # a hostile playlist must not make us fetch
         try:
             self._container = av.open(
@@ -258,9 +409,10 @@ class VideoReader:
             self._container.close()
             raise
         # Slice threads, not frame threads: those decode several frames ahead, which each seek
-        # throws away, and have deadlocked in processes that load a second FFmpeg. Many videos at
-        # once are the business of data workers.
+        # throws away, and have deadlocked in processes that load a second FFmpeg. What one request
+        # needs is shared between readers instead.
         self._stream.thread_type = "SLICE"
+        self._stream.codec_context.thread_count = self._num_threads
 
     def _reopen(self) -> None:
         self._container.close()
@@ -269,18 +421,22 @@ class VideoReader:
     def _decode(self, from_keyframe: bool = False) -> Iterator[av.VideoFrame]:
         """Frames in order of presentation from where the container stands.
 
-        Damaged packets are counted and skipped.
+        Damaged packets are counted and skipped; frames that are not wanted may be missing.
 
         Args:
             from_keyframe: After a seek: skip what lies before the next keyframe, in the file or on
                 the screen, because it needs frames that were never decoded.
         """
+        packets = demux(self._container, self._stream)
         first_ticks = None
-        for packet in _packets(self._container, self._stream):
-            if from_keyframe and packet.size:
-                if not packet.is_keyframe:
-                    continue
-                from_keyframe, first_ticks = False, packet.pts
+        if from_keyframe:
+            packets = itertools.dropwhile(lambda p: p.size and not p.is_keyframe, packets)
+            first = next(packets)  # there is always the empty one
+            first_ticks, packets = first.pts, itertools.chain([first], packets)
+        self._judged_to_s = 0.0
+        context = self._stream.codec_context
+        for packet, is_wanted in mark_needed(packets, self._is_wanted):
+            context.skip_frame = "DEFAULT" if is_wanted or not self._may_skip else "NONREF"
             try:
                 frames = packet.decode()
             except av.error.EOFError:  # told to give its last frames, the decoder has none
@@ -291,6 +447,15 @@ class VideoReader:
             for frame in frames:
                 if first_ticks is None or frame.pts is None or frame.pts >= first_ticks:
                     yield frame
+
+    def _is_wanted(self, start: int, end: float) -> bool:
+        """Whether any wanted moment lies from `start` to before `end`, in ticks of the stream."""
+        if self._wanted_s is None:
+            return True
+        start_s, end_s = ((t - self._start_ticks) * self._tick_s for t in (start, end))
+        self._judged_to_s = max(self._judged_to_s, end_s)
+        place = np.searchsorted(self._wanted_s, start_s - _TOLERANCE_S)
+        return bool(place < len(self._wanted_s) and self._wanted_s[place] < end_s)
 
     def _time(self, frames: Iterator[av.VideoFrame]) -> Iterator[_TimedFrame]:
         """Give each frame its time; times increase strictly.
@@ -324,22 +489,36 @@ class VideoReader:
         return round(index / (self._fps * self._tick_s))
 
     def _to_rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-        """Convert and scale a frame, upright. Returns uint8 (H, W, 3 RGB)."""
+        """Convert and scale a frame, upright. Returns uint8 (H, W, 3 RGB).
+
+        What is transparent is shown over black. High dynamic range is not tone-mapped and
+        interlaced fields stay woven: the pixels are converted as they are.
+        """
         turns = _quarter_turns(frame)
         if turns % 2:
             height, width = width, height
-        shrinks = height < frame.height or width < frame.width
-        interpolation = Interpolation.AREA if shrinks else Interpolation.BICUBIC
+        has_alpha = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
         try:
-            rgb = frame.to_ndarray(
-                format="rgb24", width=width, height=height, interpolation=interpolation
+            picture = self._reformatter.reformat(
+                frame,
+                width=width,
+                height=height,
+                format="rgba" if has_alpha else "rgb24",
+                interpolation=Interpolation.BICUBIC,  # of all, the closest to Pillow's filter
+                threads=1,
             )
         except av.error.FFmpegError as error:  # a damaged header may name impossible colours
             raise DamagedVideoError(
                 f"{self._name} is damaged: its frames cannot be shown ({error.strerror}); "
                 "copy or download it again"
             ) from error
-        return np.rot90(rgb, turns)
+        rows = np.frombuffer(memoryview(picture.planes[0]), np.uint8).reshape(height, -1)
+        channels = 4 if has_alpha else 3
+        pixels = rows[:, : width * channels].reshape(height, width, channels)
+        if has_alpha:
+            opacity = pixels[..., 3:].astype(np.uint16)
+            pixels = ((pixels[..., :3] * opacity + 127) // 255).astype(np.uint8)
+        return np.rot90(pixels, turns)
 
     # ---- what the video is -----------------------------------------------------------------------
 
@@ -349,7 +528,8 @@ class VideoReader:
         assert stream.time_base is not None, "only streams being written lack it"
         self._tick_s = float(stream.time_base)
         self._fps = float(stream.average_rate or stream.guessed_rate or 25)
-        promised_s = _promised_end(container, stream)
+        self._may_skip = False
+        promised_s = promised_end(container, stream)
         ends = self._find_ends(promised_s)
 
         self._reopen()
@@ -363,21 +543,24 @@ class VideoReader:
         self._has_timestamps = first[0].pts is not None
         ticks = [self._ticks_of(frame, index) for index, frame in enumerate(first)]
         self._reorder = 0 if all(a < b for a, b in itertools.pairwise(ticks)) else _MAX_REORDER
+        # Of interlaced video a packet may hold one field, whose timestamp is no frame's.
+        is_plain = self._has_timestamps and not any(frame.interlaced_frame for frame in first)
+        self._may_skip = is_plain and not self._reorder and may_skip(self._stream)
         self._start_ticks = min(ticks)
         start_s = self._start_ticks * self._tick_s
 
         duration_s, self._last_frame_s = ends.video_s - start_s, ends.last_frame_s - start_s
         if promised_s is not None and promised_s - ends.any_s > _slack(promised_s - start_s):
-            # Truncated: what is there may be used, and who asks for the rest is told so.
-            duration_s = self._last_frame_s = promised_s - start_s
-        turned = _quarter_turns(first[0]) % 2 == 1
-        height, width = first[0].height, first[0].width
+            if not is_whole(self._source):
+                # Cut off: what is there may be used, and who asks for the rest is told so.
+                duration_s = self._last_frame_s = promised_s - start_s
+        height, width = _display_size(first[0], self._stream.sample_aspect_ratio)
         self.info = VideoInfo(
             duration_s=max(duration_s, 0.0),
             start_s=start_s,
             source_fps=self._fps,
-            width=height if turned else width,
-            height=width if turned else height,
+            width=width,
+            height=height,
             codec=self._stream.codec_context.name,
             container=self._container.format.name,
             has_audio=len(self._container.streams.audio) > 0,
@@ -386,83 +569,40 @@ class VideoReader:
         self._timed_frames = self._time(itertools.chain(first, decoder))
         self._current, self._next = next(self._timed_frames), next(self._timed_frames, None)
 
-    def _find_ends(self, promised_s: float | None) -> "_Ends":
+    @cached_property
+    def _keyframes_s(self) -> np.ndarray:
+        """When the keyframes come, as far as the file's index says: hints for what to seek.
+
+        Many formats index decoding times, which are a little earlier than the times of showing.
+        """
+        ticks = [e.timestamp for e in self._stream.index_entries if e.is_keyframe]
+        return np.unique((np.array(ticks, dtype=np.float64) - self._start_ticks) * self._tick_s)
+
+    def _find_ends(self, promised_s: float | None) -> Ends:
         """Read the packets of the last seconds, or all if that fails, without decoding."""
         if promised_s is not None:
             try:
                 self._container.seek(int(promised_s / self._tick_s), stream=self._stream)
-                ends = _read_ends(self._container, self._stream, self._fps)
+                ends = read_ends(self._container, self._stream, self._fps)
                 if ends is not None:
                     return ends
             except av.error.FFmpegError as error:
                 logger.debug("%s: cannot seek to the end: %s", self._name, error)
             self._reopen()
-        return _read_ends(self._container, self._stream, self._fps) or _Ends(0.0, 0.0, 0.0)
+        return read_ends(self._container, self._stream, self._fps) or Ends(0.0, 0.0, 0.0)
 
 
-class _Ends(NamedTuple):
-    """On the container's clock, in seconds."""
-
-    last_frame_s: float  # when the last frame appears
-    video_s: float  # when it disappears
-    any_s: float  # when the last stream of any kind ends
+def _num_cores() -> int:
+    """Cores that this process may use: in a container often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _packets(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
-    """Packets of the given streams, or of all, to the end of the file.
-
-    Each stream's last packet is empty and tells the decoder to give the frames it still holds; it
-    is made up where the data breaks off and so none came.
-    """
-    try:
-        yield from container.demux(*streams)
-    except (av.error.FFmpegError, IndexError) as error:
-        # IndexError: PyAV trips at the end over a stream that had appeared only after opening.
-        logger.debug("%s ends early: %s", container.name, error)
-        for stream in streams:
-            packet = av.Packet(0)
-            packet.stream = stream
-            yield packet
-
-
-def _read_ends(container: InputContainer, stream: av.VideoStream, fps: float) -> _Ends | None:
-    """Read packets to the end of the file; None if none of them is of the video stream."""
-    last_frame_s = video_s = any_s = -float("inf")
-    num_packets = 0
-    for packet in _packets(container):
-        is_video = packet.stream.index == stream.index and packet.size > 0
-        ticks = packet.pts if packet.pts is not None else packet.dts
-        if ticks is None or packet.time_base is None:
-            if not is_video:
-                continue
-            start_s, duration_s = num_packets / fps, 1 / fps  # a bare stream of pictures
-        else:
-            start_s = float(ticks * packet.time_base)
-            duration_s = float((packet.duration or 0) * packet.time_base) or (
-                1 / fps if is_video else 0.0
-            )
-        any_s = max(any_s, start_s + duration_s)
-        if is_video:
-            num_packets += 1
-            last_frame_s, video_s = max(last_frame_s, start_s), max(video_s, start_s + duration_s)
-    return _Ends(last_frame_s, video_s, any_s) if num_packets else None
-
-
-def _promised_end(container: InputContainer, stream: av.VideoStream) -> float | None:
-    """The end on the container's clock by its header; None for formats that do not say."""
-    if container.format.flags & (_TS_DISCONT | _NO_TIMESTAMPS):
-        return None
-    if container.format.name == "avi" and stream.frames and stream.average_rate:
-        return float(
-            stream.frames / stream.average_rate
-        )  # the duration itself is cut by FFmpeg to what it finds
-    if stream.duration is not None and stream.time_base is not None:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    if (
-        container.duration is not None
-    ):  # in Matroska an end, elsewhere a length: the smaller reading promises less
-        return container.duration / av.time_base
-    return None
+def _display_size(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
+    """Height and width as shown: pixels that are not square widened or narrowed, then turned."""
+    height, width = frame.height, frame.width
+    if pixel_aspect and 1 / 16 < pixel_aspect < 16:  # beyond, a mistake of the header
+        width = max(1, round(width * pixel_aspect))
+    return (width, height) if _quarter_turns(frame) % 2 else (height, width)
 
 
 def _choose_stream(container: InputContainer, name: str) -> av.VideoStream:

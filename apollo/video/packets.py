@@ -1,0 +1,222 @@
+"""What the packets of a file tell without decoding them: where it ends, which are needed.
+
+decode.py turns packets into frames; this module reads the container around them. It answers three
+questions: when does the video end (headers lie), is the file whole or was it cut off, and which
+packets have to be decoded to show the wanted moments exactly.
+"""
+
+import io
+import itertools
+import logging
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import av
+from av.container import InputContainer
+
+logger = logging.getLogger(__name__)
+
+# FFmpeg's names for what a format lacks (AVFMT_* in avformat.h).
+_NO_TIMESTAMPS, _TS_DISCONT = 0x0080, 0x0200
+# Decoders that leave out exactly the frames that no other frame refers to, when told so
+# (AVDISCARD_NONREF); dav1d and libvpx take no notice, others have not been compared.
+_SKIPPING_CODECS = {"h264", "hevc", "mpeg2video", "mpeg4"}
+_NUM_REMEMBERED = 64  # timestamps; H.264 and HEVC reorder over at most 16 frames
+
+
+class Ends(NamedTuple):
+    """On the container's clock, in seconds."""
+
+    last_frame_s: float  # when the last frame appears
+    video_s: float  # when it disappears
+    any_s: float  # when the last stream of any kind ends
+
+
+def demux(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
+    """Packets of the given streams, or of all, to the end of the file.
+
+    Each stream's last packet is empty and tells the decoder to give the frames it still holds; it
+    is made up where the data breaks off and so none came.
+    """
+    try:
+        yield from container.demux(*streams)
+    except (av.error.FFmpegError, IndexError) as error:
+        # IndexError: PyAV trips at the end over a stream that had appeared only after opening.
+        logger.debug("%s ends early: %s", container.name, error)
+        for stream in streams:
+            packet = av.Packet(0)
+            packet.stream = stream
+            yield packet
+
+
+# ---- where the video ends ------------------------------------------------------------------------
+
+
+def read_ends(container: InputContainer, stream: av.VideoStream, fps: float) -> Ends | None:
+    """Read packets to the end of the file; None if none of them is of the video stream."""
+    last_frame_s = video_s = any_s = -inf
+    num_packets = 0
+    for packet in demux(container):
+        is_video = packet.stream.index == stream.index and packet.size > 0
+        ticks = packet.pts if packet.pts is not None else packet.dts
+        if ticks is None or packet.time_base is None:
+            if not is_video:
+                continue
+            start_s, duration_s = num_packets / fps, 1 / fps  # a bare stream of pictures
+        else:
+            start_s = float(ticks * packet.time_base)
+            duration_s = float((packet.duration or 0) * packet.time_base) or (
+                1 / fps if is_video else 0.0
+            )
+        any_s = max(any_s, start_s + duration_s)
+        if is_video:
+            num_packets += 1
+            last_frame_s, video_s = max(last_frame_s, start_s), max(video_s, start_s + duration_s)
+    return Ends(last_frame_s, video_s, any_s) if num_packets else None
+
+
+def promised_end(container: InputContainer, stream: av.VideoStream) -> float | None:
+    """The end on the container's clock by its header; None for formats that do not say."""
+    if container.format.flags & (_TS_DISCONT | _NO_TIMESTAMPS):
+        return None
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        # FFmpeg cuts the duration itself to what it finds.
+        return float(stream.frames / stream.average_rate)
+    if stream.duration is not None and stream.time_base is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    if container.duration is not None:
+        # In Matroska an end, elsewhere a length: the smaller reading promises less.
+        return container.duration / av.time_base
+    return None
+
+
+def is_whole(source: str | Path | bytes) -> bool:
+    """Whether the lengths written in a file's own structure fit into the file.
+
+    Then nothing was cut off, and a header that promises more than the last frame is wrong. False
+    where the format has no such lengths (MPEG streams), or none were written (live recordings).
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        head = file.read(12)
+        if head[:4] == b"RIFF":  # AVI
+            return 8 + int.from_bytes(head[4:8], "little") <= size
+        if head[:4] == b"\x1aE\xdf\xa3":  # Matroska, WebM: the EBML header, then one segment
+            return _segment_end(file) <= size
+        if head[:3] == b"FLV":  # each tag is followed by its length
+            return _is_flv_tag_at_end(file, size)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):  # MP4, MOV
+            return _last_box_end(file, size) == size
+    return False
+
+
+def _last_box_end(file: BinaryIO, size: int) -> int:
+    """Walk the boxes of the top level; past the file's size if one of them is incomplete."""
+    place = 0
+    while place + 8 <= size:
+        file.seek(place)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0 is "to the end of the file", whatever that may be
+            return size + 1
+        place += length
+    return place
+
+
+def _segment_end(file: BinaryIO) -> float:
+    file.seek(4)
+    header_length = _vint(file)
+    if header_length == inf:
+        return inf
+    file.seek(int(header_length), io.SEEK_CUR)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return inf
+    return _vint(file) + file.tell()
+
+
+def _vint(file: BinaryIO) -> float:
+    """A length in EBML: the leading zero bits say how many bytes follow; all ones is unknown."""
+    first = (file.read(1) or b"\0")[0]
+    extra = 8 - first.bit_length()
+    if extra == 8:
+        return inf if not first else 0.0
+    value = int.from_bytes(bytes([first & (0x7F >> extra)]) + file.read(extra), "big")
+    return inf if value == 2 ** (7 * (extra + 1)) - 1 else value
+
+
+def _is_flv_tag_at_end(file: BinaryIO, size: int) -> bool:
+    file.seek(max(0, size - 4))
+    length = int.from_bytes(file.read(4), "big")
+    if not 11 <= length <= size - 4:
+        return False
+    file.seek(size - 4 - length + 1)
+    return int.from_bytes(file.read(3), "big") == length - 11
+
+
+# ---- which packets are needed --------------------------------------------------------------------
+
+
+def may_skip(stream: av.VideoStream) -> bool:
+    """Whether the decoder can leave out frames without changing any other.
+
+    HEVC with temporal layers cannot: what a frame's type says holds within its layer only. The
+    number of layers stands in the header of MP4 and Matroska (ISO/IEC 14496-15, 8.3.3.1).
+    """
+    context = stream.codec_context
+    if context.name != "hevc":
+        return context.name in _SKIPPING_CODECS
+    header = context.extradata or b""
+    return len(header) > 21 and header[0] == 1 and (header[21] >> 3) & 7 == 1
+
+
+def mark_needed(
+    packets: Iterable[av.Packet], is_wanted: Callable[[int, float], bool]
+) -> Iterator[tuple[av.Packet, bool]]:
+    """Give each packet with whether its frame is wanted.
+
+    A frame is shown from its timestamp to the next one in order of presentation, which may lie in a
+    packet further on: packets are read ahead until it is certain. That is when a packet's decoding
+    time has passed it, because no frame is shown before it is decoded.
+
+    Args:
+        packets: In order of decoding.
+        is_wanted: Asked for each frame in turn, with the ticks at which it appears and disappears.
+
+    Yields:
+        Each packet. One without timestamps, and all behind it, are wanted for safety.
+    """
+    waiting: deque[av.Packet] = deque()
+    starts: list[int] = []  # of the packets in reach, in order of presentation
+
+    def judge(packet: av.Packet) -> tuple[av.Packet, bool]:
+        if packet.is_discard or not packet.size:  # cut out by an edit list; the end of the stream
+            return packet, not packet.size
+        assert packet.pts is not None
+        place = bisect_right(starts, packet.pts)
+        return packet, is_wanted(packet.pts, starts[place] if place < len(starts) else inf)
+
+    packets = iter(packets)
+    for packet in packets:
+        pts, dts = packet.pts, packet.dts
+        if packet.size and (pts is None or dts is None):
+            yield from ((p, True) for p in itertools.chain(waiting, [packet], packets))
+            return
+        waiting.append(packet)
+        if pts is None or dts is None:
+            continue
+        if not packet.is_discard:
+            insort(starts, pts)
+        num_certain = bisect_right(starts, dts)
+        while waiting and num_certain and (waiting[0].pts or 0) < starts[num_certain - 1]:
+            yield judge(waiting.popleft())
+        if num_certain > _NUM_REMEMBERED:  # what lies that far back was given out long ago
+            first = min((p.pts or 0 for p in waiting), default=starts[num_certain - 1])
+            del starts[: max(0, min(num_certain, bisect_right(starts, first)) - 1)]
+    yield from map(judge, waiting)
