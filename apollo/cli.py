@@ -88,6 +88,52 @@ def _world_make(parser: Parser) -> None:
     )
 
 
+def _video_info(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="video files")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+
+
+def _video_frames(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="path of a video file")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--fps", type=float, default=2.0, metavar="F", help="frames per second to take (2)"
+    )
+    which.add_argument(
+        "--times", type=float, nargs="+", metavar="S", help="instead: the seconds to take"
+    )
+    parser.add_argument(
+        "--start", type=float, default=0.0, metavar="S", help="with --fps: from this second on (0)"
+    )
+    parser.add_argument(
+        "--end", type=float, metavar="S", help="with --fps: up to this second; default: the end"
+    )
+    parser.add_argument(
+        "--size", metavar="WxH", help="scale to it; one number is the longer side; default: as is"
+    )
+    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="(jpg)")
+
+
+def _video_strip(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="path of a video file")
+    parser.add_argument("--out", default="strip.png", metavar="PNG", help="(strip.png)")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="folder of a model, or a shipped one as micro: sample as it does; default: as the "
+        "paper does, with at most 84 clips; the options below change single settings",
+    )
+    parser.add_argument(
+        "--sampling",
+        choices=("fps", "uniform", "center", "released"),
+        help="see `apollo list samplings`",
+    )
+    parser.add_argument("--max-clips", type=_positive, metavar="N", help="most clips of a video")
+    parser.add_argument("--clip-duration", type=float, metavar="S", help="seconds of a clip")
+    parser.add_argument("--frames-per-clip", type=_positive, metavar="T", help="frames of a clip")
+
+
 def _train(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see `apollo list recipes`")
     parser.add_argument("--config", metavar="FILE", help="instead: the config.yaml of a run")
@@ -162,6 +208,13 @@ COMMANDS = {
     "world make": Command(
         "apollo.world.make:main", "make videos of the micro world, with questions", _world_make
     ),
+    "video info": Command("apollo.video.commands:info_main", "say what a file is", _video_info),
+    "video frames": Command(
+        "apollo.video.commands:frames_main", "write frames as pictures", _video_frames
+    ),
+    "video strip": Command(
+        "apollo.video.commands:strip_main", "draw the clips that a model sees", _video_strip
+    ),
     "train": Command("apollo.train.run:main", "train a recipe's stages", _train),
     "part": Command("apollo.train.parts:main", "train a part of the micro model", _part),
     "eval": Command("apollo.eval.runner:main", "measure a model on questions", _eval),
@@ -173,6 +226,13 @@ COMMANDS = {
 }
 
 
+# What the commands of two words have in common.
+GROUPS = {
+    "video": "look into video files: what they are, their frames, what a model sees",
+    "world": "the micro world of moving shapes",
+}
+
+
 def build_parser() -> Parser:
     """The parser of all commands; imports none of them."""
     parser = Parser(prog="apollo", description="Video understanding in large multimodal models.")
@@ -181,7 +241,9 @@ def build_parser() -> Parser:
     for name, command in COMMANDS.items():
         group, _, word = name.rpartition(" ")
         if group not in groups:
-            group_parser = groups[""].add_parser(group, help=command.help)
+            group_parser = groups[""].add_parser(
+                group, help=GROUPS[group], description=GROUPS[group]
+            )
             groups[group] = group_parser.add_subparsers(required=True, metavar="COMMAND")
         subparser = groups[group].add_parser(word, help=command.help, description=command.help)
         subparser.set_defaults(handler=command.handler)

@@ -1,6 +1,6 @@
 """Videos whose every frame carries its number as bits, so that tests can prove which they got."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -54,15 +54,30 @@ def write_numbered_video(
     pixel_format: str = "yuv420p",
     with_audio_s: float = 0.0,
     noise: bool = False,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    container_options: dict[str, str] | None = None,
+    prepare: Callable[[av.VideoStream], None] | None = None,
 ) -> NumberedVideo:
-    """Write one frame per timestamp in `ticks`, which count in `time_base`."""
-    with av.open(str(path), "w") as container:
+    """Write one frame per timestamp in `ticks`, which count in `time_base`.
+
+    Args:
+        size: Height and width of the frames, to which the picture of the number is stretched.
+        prepare: Called with the stream before the first frame, for settings that are rare.
+    """
+    rows, columns = (
+        np.arange(length) * drawn // length
+        for length, drawn in zip(size, (HEIGHT, WIDTH), strict=True)
+    )
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate or 1 / time_base, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixel_format
+        stream.height, stream.width = size
+        stream.pix_fmt = pixel_format
         stream.codec_context.time_base = time_base
         stream.codec_context.max_b_frames = max_b_frames
         stream.codec_context.gop_size = gop_size
         stream.codec_context.thread_count = 1
+        if prepare:
+            prepare(stream)
         if with_audio_s:
             audio = container.add_stream("aac", rate=8000)
             sound = np.zeros((1, int(8000 * with_audio_s)), dtype=np.float32)
@@ -70,7 +85,8 @@ def write_numbered_video(
             frame.sample_rate = 8000
             container.mux([*audio.encode(frame), *audio.encode(None)])
         for number, tick in enumerate(ticks):
-            picture = av.VideoFrame.from_ndarray(draw_number(number, noise), format="rgb24")
+            drawn = draw_number(number, noise)[rows][:, columns]
+            picture = av.VideoFrame.from_ndarray(drawn, format="rgb24")
             picture.pts, picture.time_base = tick, time_base
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))

@@ -19,7 +19,7 @@ LEVELS = {
     **dict.fromkeys(("curation", "lab", "serve"), 4),
     **dict.fromkeys(("cli", "demo", "__main__"), 5),
 }
-ALLOWED = {("__main__", "cli")}  # within a level
+ALLOWED = {("__main__", "cli"), ("video", "runtime")}  # within a level
 # Importing these must not import torch: they are what light commands and data workers use.
 TORCH_FREE = (
     "apollo",

@@ -11,6 +11,9 @@ from apollo import __version__, cli
 
 ROOT = Path(__file__).parent.parent
 COMMAND_LINES = {
+    "video info": ["video", "info", "a.mp4", "b.mp4", "--json"],
+    "video frames": ["video", "frames", "a.mp4", "--out", "d", "--times", "1", "2.5"],
+    "video strip": ["video", "strip", "a.mp4", "--model", "micro", "--max-clips", "8"],
     "ask": ["ask", "a.mp4", "Why?", "--options", "x", "y"],
     "chat": ["chat", "a.mp4", "--model", "owner/name"],
     "world make": ["world", "make", "out", "--num-videos", "3", "--seed", "1"],

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, pip
 
 from apollo.model import ApolloConfig
 from apollo.model.connector import RESAMPLERS
+from apollo.model.encoders import preprocessing
 
 ALONE = [(kind,) for kind in ENCODERS]
 PAIRS = [(image, video) for image in IMAGE_ENCODERS for video in VIDEO_ENCODERS]
@@ -160,6 +161,16 @@ def test_chunked_encoding_changes_nothing(model, batch, encode_batch_size, monke
     with torch.no_grad():
         chunked = model.encode(batch["pixel_values"])
     torch.testing.assert_close(chunked, expected, atol=1e-6, rtol=0)
+
+
+def test_the_model_normalises_what_the_processor_leaves_as_it_is(model, batch):
+    assert all(pixels.dtype == torch.uint8 for pixels in batch["pixel_values"])
+    normalised = [
+        preprocessing(encoder).normalise(pixels)
+        for encoder, pixels in zip(model.config.encoders, batch["pixel_values"], strict=True)
+    ]
+    assert min(float(pixels.min()) for pixels in normalised) < 0
+    assert torch.equal(model.encode(normalised), model.encode(batch["pixel_values"]))
 
 
 def test_every_clip_reaches_its_own_placeholders(model, batch):

@@ -216,7 +216,8 @@ def encode(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
 
     Args:
         model: Made by `build` or `cut`.
-        pixel_values: Frames (C, T, 3, S, S), prepared for this encoder.
+        pixel_values: Frames (C, T, 3, S, S), padded and resized for this encoder; uint8, or
+            normalised already.
 
     Returns:
         Features (C, t, h, w, D_e).
@@ -226,6 +227,8 @@ def encode(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
         # every parameter its zero gradient.
         return encode(model, pixel_values.new_zeros(1, *pixel_values.shape[1:]))[:0]
     kind = ENCODERS[model.config.model_type]
+    if pixel_values.dtype == torch.uint8:
+        pixel_values = preprocessing(model.config).normalise(pixel_values)
     num_clips, num_frames = pixel_values.shape[:2]
     inputs = pixel_values.flatten(0, 1) if kind.per_frame else pixel_values
     tokens = model(inputs.to(model.dtype), **dict(kind.options)).last_hidden_state

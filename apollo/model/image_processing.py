@@ -4,8 +4,9 @@ Each encoder was pre-trained with its own size, colours and resizing, and a pict
 way is another picture to it; so each encoder of a model has its own `Preprocessing`. Follows the
 released code (`mm_utils.py`), which never crops: the frame is padded with the encoder's mean colour
 first. Squares are made frame by frame while a video is decoded (apollo/video/clips.py), so that no
-full-size video is ever held; this needs no torch, which only the last step imports. Read next:
-`encoders.py` for who uses what, `processing.py` for the text.
+full-size video is ever held, and this needs no torch. Pixels stay uint8, a quarter of the memory,
+until an encoder takes them (`encoders.encode`). Read next: `encoders.py` for who uses what,
+`processing.py` for the text.
 
 Shapes: H height, W width, S the encoder's frame size.
 """
@@ -58,8 +59,9 @@ class Preprocessing:
         return self.image_size if self.resize == "decoder" else None
 
     def __call__(self, frames: np.ndarray) -> torch.Tensor:
-        """Do both to frames, uint8 (N, H, W, 3): float32 (N, 3, S, S)."""
-        return self.normalise(np.stack([self.square(frame) for frame in frames]))
+        """All of it for frames, uint8 (N, H, W, 3): float32 (N, 3, S, S)."""
+        squares = np.stack([self.square(frame) for frame in frames])
+        return self.normalise(channels_first(squares))
 
     def square(self, frame: np.ndarray) -> np.ndarray:
         """Pad and resize a frame, uint8 (H, W, 3) RGB, to uint8 (S, S, 3).
@@ -76,13 +78,22 @@ class Preprocessing:
             return pad_to_square(frame, (red, green, blue))
         return RESIZES[self.resize](frame, self.image_size, (red, green, blue))
 
-    def normalise(self, squares: np.ndarray) -> torch.Tensor:
-        """Bring squares, uint8 (..., S, S, 3), to the encoder's scale: float32 (..., 3, S, S)."""
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bring uint8 pixels (..., 3, S, S) to the encoder's scale: float32, on their device."""
         import torch
 
-        pixels = torch.from_numpy(np.require(squares, requirements=["C", "W"])).movedim(-1, -3)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
-        return pixels.float().div_(255).sub_(mean).div_(std).contiguous()
+        mean, std = (
+            torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std)
+        )
+        return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def channels_first(squares: np.ndarray) -> torch.Tensor:
+    """Turn squares, uint8 (..., S, S, 3), into a tensor (..., 3, S, S)."""
+    import torch
+
+    # A copy in any case: what Pillow returns is read-only.
+    return torch.from_numpy(np.moveaxis(squares, -1, -3).copy())
 
 
 def pad_to_square(frame: np.ndarray, colour: Colour) -> np.ndarray:

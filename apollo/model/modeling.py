@@ -100,7 +100,8 @@ class ApolloModel(ApolloPreTrainedModel):
         that a long video needs no more memory than a short one.
 
         Args:
-            pixel_values: For each encoder the clips, (C, T, 3, S, S) with its own S.
+            pixel_values: For each encoder the clips, (C, T, 3, S, S) with its own S: uint8 from the
+                processor, or normalised.
 
         Returns:
             Fused features (C, T, H, W, V).

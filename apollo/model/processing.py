@@ -27,7 +27,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .configuration import TOKEN_INTEGRATIONS, ApolloConfig
 from .encoders import preprocessing as encoder_preprocessing
-from .image_processing import Preprocessing
+from .image_processing import Preprocessing, channels_first
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_token|>", "<|video_token|>"
 IMAGE_START, IMAGE_END = "<|image_start|>", "<|image_end|>"
@@ -237,8 +237,8 @@ class ApolloProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` and `attention_mask` (B, L), `labels` (B, L) if asked for, and
-            `pixel_values`, for each encoder the clips of the batch (C, T, 3, S, S) in the order of
-            their placeholders; C may be 0.
+            `pixel_values`, for each encoder the clips of the batch, uint8 (C, T, 3, S, S), in the
+            order of their placeholders; C may be 0. The model normalises them.
 
         Raises:
             ValueError: If a message, a medium or the combination of options makes no sense.
@@ -412,10 +412,11 @@ class ApolloProcessor(ProcessorMixin):
 
     def _encoder_pixels(self, index: int, media: list[Medium]) -> torch.Tensor:
         prepare = self.squares[index]
-        clips = [torch.zeros(0, self.frames_per_clip, 3, prepare.image_size, prepare.image_size)]
+        shape = (self.frames_per_clip, 3, prepare.image_size, prepare.image_size)
+        clips = [torch.zeros(0, *shape, dtype=torch.uint8)]
         for kind, source in media:
-            squares = self._squares(kind, source, index)
-            clips.append(prepare.normalise(squares).expand(-1, self.frames_per_clip, -1, -1, -1))
+            squares = channels_first(self._squares(kind, source, index))
+            clips.append(squares.expand(-1, *shape))
         return torch.cat(clips)
 
     def _squares(self, kind: str, source: Any, index: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +34,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from apollo.video.packets import (
+    NO_TIMESTAMPS,
     Ends,
     demux,
     is_whole,
@@ -42,6 +43,7 @@ from apollo.video.packets import (
     promised_end,
     read_ends,
 )
+from apollo.video.webp import is_animated_webp, webp_to_matroska
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +167,14 @@ class VideoReader:
             _check_path(self._name)
         if not (source if isinstance(source, bytes) else Path(source).stat().st_size):
             raise NotAVideoError(f"{self._name} is empty; copy or download it again")
+        if is_animated_webp(source):
+            try:
+                self._source = webp_to_matroska(source)
+            except (OSError, SyntaxError) as error:  # Pillow's words for damage
+                raise DamagedVideoError(
+                    f"{self._name} is damaged: its frames cannot be decoded ({error}); "
+                    "copy or download it again"
+                ) from error
         self._num_threads = num_threads or _num_cores()
         self._helpers: list[VideoReader] = []
         self._num_damaged = 0
@@ -261,7 +271,7 @@ class VideoReader:
         Times within one group of pictures stay together where the keyframes are known: its frames
         would otherwise be decoded twice.
         """
-        if self._num_threads == 1 or len(sorted_s) < 2:
+        if self._num_threads == 1 or len(sorted_s) < 2 or not self._has_pts:
             return []
         if len(self._keyframes_s):
             group = np.searchsorted(self._keyframes_s, sorted_s + _TOLERANCE_S)
@@ -357,7 +367,7 @@ class VideoReader:
         # Some formats find a place by decoding time, or roughly: if too late, try further back.
         for margin_s in (0.0, 2.0, 10.0):
             ticks = int((time_s - margin_s + _TOLERANCE_S) / self._tick_s)
-            if ticks <= 0 or not self._has_timestamps:
+            if ticks <= 0 or not self._has_pts:
                 break
             try:
                 self._container.seek(self._start_ticks + ticks, stream=self._stream)
@@ -428,9 +438,11 @@ class VideoReader:
                 the screen, because it needs frames that were never decoded.
         """
         packets = demux(self._container, self._stream)
-        first_ticks = None
+        first_ticks, is_early = None, from_keyframe
         if from_keyframe:
-            packets = itertools.dropwhile(lambda p: p.size and not p.is_keyframe, packets)
+            packets = itertools.dropwhile(
+                lambda p: p.size and (not p.is_keyframe or p.pts is None), packets
+            )
             first = next(packets)  # there is always the empty one
             first_ticks, packets = first.pts, itertools.chain([first], packets)
         self._judged_to_s = 0.0
@@ -441,11 +453,15 @@ class VideoReader:
                 frames = packet.decode()
             except av.error.EOFError:  # told to give its last frames, the decoder has none
                 continue
+            except MemoryError:  # which FFmpeg counts among its own: no damage of the file
+                raise
             except av.error.FFmpegError:
                 self._num_damaged += 1
                 continue
             for frame in frames:
-                if first_ticks is None or frame.pts is None or frame.pts >= first_ticks:
+                if is_early and frame.pts is not None:
+                    is_early = first_ticks is not None and frame.pts < first_ticks
+                if not is_early:
                     yield frame
 
     def _is_wanted(self, start: int, end: float) -> bool:
@@ -460,33 +476,51 @@ class VideoReader:
     def _time(self, frames: Iterator[av.VideoFrame]) -> Iterator[_TimedFrame]:
         """Give each frame its time; times increase strictly.
 
+        A timestamp that leaps ahead, so that the next one comes back, is a mistake: as the frame's
+        place is unknown, the frame is dropped.
+
         Some writers (old AVI files with B-frames, MP4 files without composition offsets) attach the
         right timestamps to the wrong frames. Decoders still return the frames in order, so the
         timestamps are sorted over a short window.
         """
         waiting: deque[av.VideoFrame] = deque()
         ticks: list[int] = []
-        last_ticks = None
-        for index, frame in enumerate(
-            itertools.chain(frames, itertools.repeat(None, self._reorder))
-        ):
-            if frame is not None:
-                waiting.append(frame)
-                heapq.heappush(ticks, self._ticks_of(frame, index))
+        last_ticks, held = None, None
+        stamped = itertools.chain(self._stamp(frames), itertools.repeat(None, self._reorder))
+        for index, item in enumerate(stamped):
+            if item is not None:
+                waiting.append(item[1])
+                heapq.heappush(ticks, item[0])
             if index < self._reorder or not waiting:
                 continue
             shown, shown_ticks = waiting.popleft(), heapq.heappop(ticks)
-            if last_ticks is None or shown_ticks > last_ticks:
-                last_ticks = shown_ticks
-                yield _TimedFrame((shown_ticks - self._start_ticks) * self._tick_s, shown)
+            if last_ticks is not None and shown_ticks <= last_ticks:
+                continue
+            if held is not None and shown_ticks > held[0]:
+                last_ticks = held[0]
+                yield self._timed(*held)
+            held = shown_ticks, shown
+        if held is not None:
+            yield self._timed(*held)
 
-    def _ticks_of(self, frame: av.VideoFrame, index: int) -> int:
-        if frame.pts is not None:
-            return frame.pts
-        if frame.dts is not None:
-            return frame.dts
-        # A bare stream of pictures: its rate is all there is.
-        return round(index / (self._fps * self._tick_s))
+    def _timed(self, ticks: int, frame: av.VideoFrame) -> _TimedFrame:
+        return _TimedFrame((ticks - self._start_ticks) * self._tick_s, frame)
+
+    def _stamp(self, frames: Iterable[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Give each frame its timestamp; where there is none, the rate is all there is.
+
+        Formats that know no times of showing (AVI) have those of decoding; bare streams of pictures
+        have none, and what FFmpeg makes up for them is not to be trusted; of several frames that
+        share a packet (MPEG) only the first has one.
+        """
+        step = 1 / (self._fps * self._tick_s)
+        ticks = None
+        for frame in frames:
+            stamp = frame.pts if self._has_pts or frame.pts is not None else frame.dts
+            if self._is_bare or stamp is None:
+                stamp = 0 if ticks is None else ticks + round(step)
+            ticks = stamp
+            yield stamp, frame
 
     def _to_rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
         """Convert and scale a frame, upright. Returns uint8 (H, W, 3 RGB).
@@ -527,10 +561,14 @@ class VideoReader:
         stream, container = self._stream, self._container
         assert stream.time_base is not None, "only streams being written lack it"
         self._tick_s = float(stream.time_base)
-        self._fps = float(stream.average_rate or stream.guessed_rate or 25)
-        self._may_skip = False
+        rates = (float(rate or 0) for rate in (stream.average_rate, stream.guessed_rate, 25))
+        self._fps = next(rate for rate in rates if rate > 0)
+        self._may_skip = self._has_pts = False
+        self._is_bare = bool(container.format.flags & NO_TIMESTAMPS)
         promised_s = promised_end(container, stream)
         ends = self._find_ends(promised_s)
+        if promised_s is None and ends.fps and not self._is_bare:  # counted: headers know less
+            self._fps = ends.fps
 
         self._reopen()
         decoder = self._decode()
@@ -540,11 +578,11 @@ class VideoReader:
                 f"{self._name} is damaged: none of its frames can be decoded; "
                 "copy or download it again"
             )
-        self._has_timestamps = first[0].pts is not None
-        ticks = [self._ticks_of(frame, index) for index, frame in enumerate(first)]
+        self._has_pts = first[0].pts is not None and not self._is_bare
+        ticks = [stamp for stamp, _ in self._stamp(first)]
         self._reorder = 0 if all(a < b for a, b in itertools.pairwise(ticks)) else _MAX_REORDER
         # Of interlaced video a packet may hold one field, whose timestamp is no frame's.
-        is_plain = self._has_timestamps and not any(frame.interlaced_frame for frame in first)
+        is_plain = self._has_pts and not any(frame.interlaced_frame for frame in first)
         self._may_skip = is_plain and not self._reorder and may_skip(self._stream)
         self._start_ticks = min(ticks)
         start_s = self._start_ticks * self._tick_s
@@ -589,7 +627,7 @@ class VideoReader:
             except av.error.FFmpegError as error:
                 logger.debug("%s: cannot seek to the end: %s", self._name, error)
             self._reopen()
-        return read_ends(self._container, self._stream, self._fps) or Ends(0.0, 0.0, 0.0)
+        return read_ends(self._container, self._stream, self._fps) or Ends(0.0, 0.0, 0.0, None)
 
 
 def _num_cores() -> int:

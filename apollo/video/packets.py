@@ -21,7 +21,7 @@ from av.container import InputContainer
 logger = logging.getLogger(__name__)
 
 # FFmpeg's names for what a format lacks (AVFMT_* in avformat.h).
-_NO_TIMESTAMPS, _TS_DISCONT = 0x0080, 0x0200
+NO_TIMESTAMPS, _TS_DISCONT = 0x0080, 0x0200
 # Decoders that leave out exactly the frames that no other frame refers to, when told so
 # (AVDISCARD_NONREF); dav1d and libvpx take no notice, others have not been compared.
 _SKIPPING_CODECS = {"h264", "hevc", "mpeg2video", "mpeg4"}
@@ -29,11 +29,12 @@ _NUM_REMEMBERED = 64  # timestamps; H.264 and HEVC reorder over at most 16 frame
 
 
 class Ends(NamedTuple):
-    """On the container's clock, in seconds."""
+    """What the packets up to the end of the file say, on the container's clock, in seconds."""
 
     last_frame_s: float  # when the last frame appears
     video_s: float  # when it disappears
     any_s: float  # when the last stream of any kind ends
+    fps: float | None  # average rate of the frames that were read
 
 
 def demux(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
@@ -58,15 +59,19 @@ def demux(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Pa
 
 def read_ends(container: InputContainer, stream: av.VideoStream, fps: float) -> Ends | None:
     """Read packets to the end of the file; None if none of them is of the video stream."""
-    last_frame_s = video_s = any_s = -inf
+    first_s, last_frame_s = inf, -inf
+    video_s = any_s = -inf
     num_packets = 0
-    for packet in demux(container):
+    for packet in without_leaps(demux(container)):
         is_video = packet.stream.index == stream.index and packet.size > 0
+        if packet.is_discard:  # cut off by an edit list
+            continue
         ticks = packet.pts if packet.pts is not None else packet.dts
         if ticks is None or packet.time_base is None:
             if not is_video:
                 continue
-            start_s, duration_s = num_packets / fps, 1 / fps  # a bare stream of pictures
+            start_s = max(last_frame_s, -1 / fps) + 1 / fps  # not every packet has a timestamp
+            duration_s = 1 / fps
         else:
             start_s = float(ticks * packet.time_base)
             duration_s = float((packet.duration or 0) * packet.time_base) or (
@@ -75,13 +80,37 @@ def read_ends(container: InputContainer, stream: av.VideoStream, fps: float) -> 
         any_s = max(any_s, start_s + duration_s)
         if is_video:
             num_packets += 1
-            last_frame_s, video_s = max(last_frame_s, start_s), max(video_s, start_s + duration_s)
-    return Ends(last_frame_s, video_s, any_s) if num_packets else None
+            first_s, last_frame_s = min(first_s, start_s), max(last_frame_s, start_s)
+            video_s = max(video_s, start_s + duration_s)
+    if not num_packets:
+        return None
+    spans_s = last_frame_s - first_s
+    return Ends(last_frame_s, video_s, any_s, (num_packets - 1) / spans_s if spans_s else None)
+
+
+def without_leaps(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+    """Leave out packets whose decoding time leaps ahead, so that their stream's next comes back.
+
+    By more than a second: FFmpeg's guesses where a file has no decoding times may step back.
+    """
+    held: dict[int, av.Packet] = {}
+    for packet in packets:
+        previous = held.get(packet.stream.index)
+        if previous is not None and not _comes_back(packet, previous):
+            yield previous
+        held[packet.stream.index] = packet
+    yield from held.values()
+
+
+def _comes_back(packet: av.Packet, previous: av.Packet) -> bool:
+    if packet.dts is None or previous.dts is None or packet.time_base is None:
+        return False
+    return (previous.dts - packet.dts) * packet.time_base > 1
 
 
 def promised_end(container: InputContainer, stream: av.VideoStream) -> float | None:
     """The end on the container's clock by its header; None for formats that do not say."""
-    if container.format.flags & (_TS_DISCONT | _NO_TIMESTAMPS):
+    if container.format.flags & (_TS_DISCONT | NO_TIMESTAMPS):
         return None
     if container.format.name == "avi" and stream.frames and stream.average_rate:
         # FFmpeg cuts the duration itself to what it finds.
