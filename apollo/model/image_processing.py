@@ -85,15 +85,14 @@ class Preprocessing:
         mean, std = (
             torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std)
         )
-        return pixels.float().div_(255).sub_(mean).div_(std)
+        return pixels.float().div_(255).sub_(mean).div_(std).contiguous()
 
 
 def channels_first(squares: np.ndarray) -> torch.Tensor:
-    """Turn squares, uint8 (..., S, S, 3), into a tensor (..., 3, S, S)."""
+    """See squares, uint8 (..., S, S, 3), as a tensor (..., 3, S, S); copied only if read-only."""
     import torch
 
-    # A copy in any case: what Pillow returns is read-only.
-    return torch.from_numpy(np.moveaxis(squares, -1, -3).copy())
+    return torch.from_numpy(np.require(np.moveaxis(squares, -1, -3), requirements=["W"]))
 
 
 def pad_to_square(frame: np.ndarray, colour: Colour) -> np.ndarray:

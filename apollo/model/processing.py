@@ -413,11 +413,13 @@ class ApolloProcessor(ProcessorMixin):
     def _encoder_pixels(self, index: int, media: list[Medium]) -> torch.Tensor:
         prepare = self.squares[index]
         shape = (self.frames_per_clip, 3, prepare.image_size, prepare.image_size)
-        clips = [torch.zeros(0, *shape, dtype=torch.uint8)]
-        for kind, source in media:
-            squares = channels_first(self._squares(kind, source, index))
-            clips.append(squares.expand(-1, *shape))
-        return torch.cat(clips)
+        clips = [
+            channels_first(self._squares(kind, source, index)).expand(-1, *shape)
+            for kind, source in media
+        ]
+        if len(clips) == 1:  # a long video is not copied
+            return clips[0]
+        return torch.cat(clips or [torch.zeros(0, *shape, dtype=torch.uint8)])
 
     def _squares(self, kind: str, source: Any, index: int) -> np.ndarray:
         """Return an encoder's view of a medium, uint8 (C, T or 1, S, S, 3): one frame is repeated

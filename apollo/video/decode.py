@@ -371,6 +371,7 @@ class VideoReader:
                 break
             try:
                 self._container.seek(self._start_ticks + ticks, stream=self._stream)
+                self._decoder.flush_buffers()
             except av.error.FFmpegError:
                 break
             self._timed_frames = self._time(self._decode(from_keyframe=True))
@@ -421,8 +422,9 @@ class VideoReader:
         # Slice threads, not frame threads: those decode several frames ahead, which each seek
         # throws away, and have deadlocked in processes that load a second FFmpeg. What one request
         # needs is shared between readers instead.
-        self._stream.thread_type = "SLICE"
-        self._stream.codec_context.thread_count = self._num_threads
+        self._decoder = _decoder_of(self._stream)
+        self._decoder.thread_type = "SLICE"
+        self._decoder.thread_count = self._num_threads
 
     def _reopen(self) -> None:
         self._container.close()
@@ -446,11 +448,10 @@ class VideoReader:
             first = next(packets)  # there is always the empty one
             first_ticks, packets = first.pts, itertools.chain([first], packets)
         self._judged_to_s = 0.0
-        context = self._stream.codec_context
         for packet, is_wanted in mark_needed(packets, self._is_wanted):
-            context.skip_frame = "DEFAULT" if is_wanted or not self._may_skip else "NONREF"
+            self._decoder.skip_frame = "DEFAULT" if is_wanted or not self._may_skip else "NONREF"
             try:
-                frames = packet.decode()
+                frames = self._decoder.decode(packet)
             except av.error.EOFError:  # told to give its last frames, the decoder has none
                 continue
             except MemoryError:  # which FFmpeg counts among its own: no damage of the file
@@ -661,6 +662,14 @@ def _choose_stream(container: InputContainer, name: str) -> av.VideoStream:
             f"{name} uses a video codec that cannot be decoded; convert it, for example to H.264"
         )
     return stream
+
+
+def _decoder_of(stream: av.VideoStream) -> av.CodecContext:
+    """The stream's decoder; for WebM with transparency, which FFmpeg's own leave out, libvpx."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if name and stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
+        return av.CodecContext.create(name, "r")
+    return stream.codec_context
 
 
 def _kinds(container: InputContainer) -> str:
