@@ -194,8 +194,7 @@ def test_a_crash_costs_one_file(loader, short_video, number, text):
 def test_a_process_lost_between_files_is_replaced_quietly(loader, short_video):
     pid = loader.run(process_id, "a")
     os.kill(pid, signal.SIGKILL)
-    while is_running(pid):
-        time.sleep(0.01)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert len(loader.load(short_video.path, TWO_CLIPS).frames) == 1
 
 
