@@ -36,6 +36,7 @@ LISTS = {
     "connectors": "apollo.model.connector:RESAMPLERS",
     "token-integrations": "apollo.model.configuration:TOKEN_INTEGRATIONS",
     "samplings": "apollo.video.sampling:SAMPLERS",
+    "video-backends": "apollo.video.decode:BACKENDS",
     "families": "apollo.world.questions:FAMILIES",
     "benchmarks": "apollo.eval.benchmarks:BENCHMARKS",
     "answerers": "apollo.eval.answerers:ANSWERERS",

@@ -1,6 +1,7 @@
 """Exact frames and times from every kind of file, clear errors from broken ones, sampling."""
 
 import struct
+import sys
 from fractions import Fraction
 
 import av
@@ -424,3 +425,37 @@ def test_a_short_video_repeats_its_last_frame(tmp_path):
     clips = load_clips(video.path)
     assert [read_number(frame) for frame in clips.frames[0]] == [0, 15, 17, 17]
     assert clips.spans_s.tolist() == [[0.0, pytest.approx(0.6)]]
+
+
+# ---- other backends ------------------------------------------------------------------------------
+
+
+def has_torchcodec() -> bool:
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_torchcodec(), reason="torchcodec or FFmpeg's libraries are missing")
+def test_torchcodec_gives_the_same_frames(video):
+    times_s = np.random.default_rng(0).permutation(video.times_s)[:40] + 0.004
+    if video.path.suffix not in (".mp4", ".mkv"):
+        with pytest.raises(ValueError, match="whose times torchcodec gets wrong"):
+            open_video(video.path, backend="torchcodec")
+        return
+    with open_video(video.path) as ours, open_video(video.path, backend="torchcodec") as theirs:
+        a, b = ours.frames_at(times_s), theirs.frames_at(times_s)
+        small = [reader.frames_at(times_s[:4], size=(16, 80)) for reader in (ours, theirs)]
+    np.testing.assert_allclose(a.times_s, b.times_s, atol=1e-6)
+    assert np.abs(a.pixels.astype(int) - b.pixels).max() <= 2
+    assert np.abs(small[0].pixels.astype(int) - small[1].pixels).mean() < 6
+
+
+def test_unknown_and_missing_backends_are_named(plain_video, monkeypatch):
+    with pytest.raises(ValueError, match="unknown backend 'decord'; choose from pyav, torchcodec"):
+        open_video(plain_video.path, backend="decord")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(ValueError, match="torchcodec cannot be used"):
+        open_video(plain_video.path, backend="torchcodec")

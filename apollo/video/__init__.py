@@ -9,6 +9,7 @@ timestamps, sampling.py chooses moments, clips.py joins the two, guard.py does s
 
 from apollo.video.clips import Square, VideoClips, load_clips
 from apollo.video.decode import (
+    BACKENDS,
     DamagedVideoError,
     Frames,
     NotAVideoError,
@@ -23,6 +24,7 @@ from apollo.video.guard import ClipStream, GuardedLoader, VideoLimitError, load_
 from apollo.video.sampling import SAMPLERS, ClipSampling, max_clips_for_budget, sample
 
 __all__ = [
+    "BACKENDS",
     "SAMPLERS",
     "ClipSampling",
     "ClipStream",

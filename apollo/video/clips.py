@@ -67,6 +67,7 @@ def load_clips(
     size: tuple[int, int] | None = None,
     squares: Sequence[Square] = (),
     num_threads: int | None = None,
+    backend: str = "pyav",
 ) -> VideoClips:
     """Open a video, choose clips and decode their frames.
 
@@ -76,12 +77,13 @@ def load_clips(
         size: Height and width in pixels to scale the frames to; by default they keep the video's.
         squares: Instead of whole frames, what to make of each of them, for each encoder.
         num_threads: See `open_video`.
+        backend: See `open_video`.
 
     Raises:
         VideoError: the video cannot be opened or decoded; see apollo/video/decode.py for the kinds.
     """
     sampling = sampling or ClipSampling()
-    with open_video(source, num_threads) as video:
+    with open_video(source, num_threads, backend) as video:
         times_s, spans_s = sample(video.info.duration_s, sampling, video.info.source_fps)
         if squares:
             arrays, found_s = _squares_at(video, times_s.ravel(), squares)

@@ -131,21 +131,27 @@ class _TimedFrame(NamedTuple):
     frame: av.VideoFrame
 
 
-def open_video(source: str | Path | bytes, num_threads: int | None = None) -> "VideoReader":
+def open_video(
+    source: str | Path | bytes, num_threads: int | None = None, backend: str = "pyav"
+) -> "VideoReader":
     """Open a video, given as a path or as the bytes of a file, for use in a `with` statement.
 
     Args:
         source: A file's path, or its bytes.
         num_threads: How many readers may share the decoding of one request; by default one for each
             core that the process may use. Data workers, of which there are many, take 1.
+        backend: What decodes, one of `BACKENDS`.
 
     Raises:
+        ValueError: there is no such backend, or it is not installed.
         VideoNotFoundError: no such file, or a directory, or no permission.
         NotAVideoError: empty, or not a format or codec that can be read.
         NoVideoStreamError: no video stream.
         DamagedVideoError: not a single frame decodes.
     """
-    return VideoReader(source, num_threads)
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    return BACKENDS[backend](source, num_threads)
 
 
 class VideoReader:
@@ -245,9 +251,7 @@ class VideoReader:
             ValueError: a time that is negative or not a number.
             DamagedVideoError: decoding stops clearly before a wanted frame, as in a truncated file.
         """
-        wanted_s = np.asarray(times_s, dtype=np.float64)
-        if wanted_s.ndim != 1 or not np.all(np.isfinite(wanted_s)) or np.any(wanted_s < 0):
-            raise ValueError(f"times must be a list of seconds from 0, not {times_s}")
+        wanted_s = check_times(times_s)
         found_s = np.empty(len(wanted_s))
         order = np.argsort(wanted_s, kind="stable")
         parts = deque(np.split(order, self._cuts(wanted_s[order])))
@@ -631,6 +635,14 @@ class VideoReader:
         return read_ends(self._container, self._stream, self._fps) or Ends(0.0, 0.0, 0.0, None)
 
 
+def check_times(times_s: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The times as float64 (T,), if they can be."""
+    wanted_s = np.asarray(times_s, dtype=np.float64)
+    if wanted_s.ndim != 1 or not np.all(np.isfinite(wanted_s)) or np.any(wanted_s < 0):
+        raise ValueError(f"times must be a list of seconds from 0, not {times_s}")
+    return wanted_s
+
+
 def _num_cores() -> int:
     """Cores that this process may use: in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -664,11 +676,11 @@ def _choose_stream(container: InputContainer, name: str) -> av.VideoStream:
     return stream
 
 
-def _decoder_of(stream: av.VideoStream) -> av.CodecContext:
+def _decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
     """The stream's decoder; for WebM with transparency, which FFmpeg's own leave out, libvpx."""
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
     if name and stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
-        return av.CodecContext.create(name, "r")
+        return av.CodecContext.create(name, "r")  # type: ignore[return-value]
     return stream.codec_context
 
 
@@ -694,3 +706,20 @@ def _slack(duration_s: float) -> float:
 def _quarter_turns(frame: av.VideoFrame) -> int:
     """Counter-clockwise quarter turns that show the frame upright; phones write them."""
     return round(frame.rotation / 90) % 4
+
+
+def _open_with_torchcodec(device: str) -> Callable[..., VideoReader]:
+    def open_it(source: str | Path | bytes, num_threads: int | None) -> VideoReader:
+        from apollo.video.torchcodec import TorchcodecReader  # which builds on this module
+
+        return TorchcodecReader(source, num_threads, device)
+
+    return open_it
+
+
+BACKENDS: dict[str, Callable[..., VideoReader]] = {
+    "pyav": VideoReader,
+    "torchcodec": _open_with_torchcodec("cpu"),
+    "torchcodec-cuda": _open_with_torchcodec("cuda"),
+}
+"""Name of what decodes -> its reader. PyAV is always there; the others need torchcodec."""
