@@ -8,17 +8,13 @@ timestamps, sampling.py chooses moments, clips.py joins the two, guard.py does s
 """
 
 from apollo.video.clips import Square, VideoClips, load_clips
-from apollo.video.decode import (
-    BACKENDS,
+from apollo.video.decode import BACKENDS, Frames, VideoInfo, VideoReader, open_video
+from apollo.video.files import (
     DamagedVideoError,
-    Frames,
     NotAVideoError,
     NoVideoStreamError,
     VideoError,
-    VideoInfo,
     VideoNotFoundError,
-    VideoReader,
-    open_video,
 )
 from apollo.video.guard import ClipStream, GuardedLoader, VideoLimitError, load_many
 from apollo.video.sampling import SAMPLERS, ClipSampling, max_clips_for_budget, sample

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from apollo.video.decode import VideoError, VideoInfo, VideoReader, open_video
+from apollo.video.decode import VideoInfo, VideoReader, open_video
+from apollo.video.files import VideoError
 from apollo.video.guard import GuardedLoader
 from apollo.video.sampling import ClipSampling, sample
 

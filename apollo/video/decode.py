@@ -3,8 +3,7 @@
 Time is what the container says (presentation timestamps, PTS), counted from the first frame; it is
 never computed as index / fps, which is wrong for variable frame rates, B-frames and files that do
 not start at zero. The frame at time t is the one on the screen at t: the last whose timestamp is
-not later. Files that cannot be read give one of the errors below, each saying what is wrong, where,
-and what to do.
+not later. Files that cannot be read give one of the errors of files.py.
 
 Only what is needed is decoded: the reader seeks to the keyframe before a wanted moment, leaves
 out frames that nobody asked for and no other frame refers to (packets.py says which), converts the
@@ -21,28 +20,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
+from apollo.video.files import DamagedVideoError, check_source, is_whole, open_file
 from apollo.video.packets import (
     NO_TIMESTAMPS,
     Ends,
     demux,
-    is_whole,
     mark_needed,
     may_skip,
     promised_end,
     read_ends,
 )
+from apollo.video.pixels import convert_to_rgb, display_size
 from apollo.video.webp import is_animated_webp, webp_to_matroska
 
 logger = logging.getLogger(__name__)
@@ -64,31 +61,7 @@ _MAX_REORDER, _NUM_PROBED = 16, 8
 _MIN_PIXELS_PER_READER, _PARTS_PER_READER = 5e7, 4
 # What an unknown keyframe may cost: the default distance of x264 at 25 to 30 frames per second.
 _LIKELY_GOP_S = 8.0
-# Containers that FFmpeg probes successfully although they are texts that refer to other files, or
-# no video at all.
-_NOT_VIDEO_CONTAINERS = {"hls", "dash", "concat", "ffmetadata", "tty"}
-
 Visitor = Callable[[np.ndarray, Callable[..., np.ndarray]], None]
-
-
-class VideoError(ValueError):
-    """A video that cannot be used. Each subclass is one reason, with a message for the user."""
-
-
-class VideoNotFoundError(VideoError):
-    """There is no readable file at the path."""
-
-
-class NotAVideoError(VideoError):
-    """The file is not of a video format that can be read."""
-
-
-class NoVideoStreamError(VideoError):
-    """The file holds no moving picture, for example only sound."""
-
-
-class DamagedVideoError(VideoError):
-    """The file is a video, but the wanted frames cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +142,7 @@ class VideoReader:
     def __init__(self, source: str | Path | bytes, num_threads: int | None = None):
         self._source = source
         self._name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
-        if not isinstance(source, bytes):
-            _check_path(self._name)
-        if not (source if isinstance(source, bytes) else Path(source).stat().st_size):
-            raise NotAVideoError(f"{self._name} is empty; copy or download it again")
+        check_source(source, self._name)
         if is_animated_webp(source):
             try:
                 self._source = webp_to_matroska(source)
@@ -339,7 +309,14 @@ class VideoReader:
 
     def _show(self, shown: _TimedFrame, places: list[int], visitor: Visitor) -> None:
         def to_rgb(size: tuple[int, int] | None = None) -> np.ndarray:
-            return self._to_rgb(shown.frame, *(size or (self.info.height, self.info.width)))
+            height, width = size or (self.info.height, self.info.width)
+            try:
+                return convert_to_rgb(self._reformatter, shown.frame, height, width)
+            except av.error.FFmpegError as error:  # a damaged header may name impossible colours
+                raise DamagedVideoError(
+                    f"{self._name} is damaged: its frames cannot be shown ({error.strerror}); "
+                    "copy or download it again"
+                ) from error
 
         visitor(np.array(places), to_rgb)
 
@@ -405,28 +382,10 @@ class VideoReader:
     # ---- from file to frames ---------------------------------------------------------------------
 
     def _open_container(self) -> None:
-        file = BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
-        only_files = {"protocol_whitelist": "file"}  # a hostile playlist must not make us fetch
-        try:
-            self._container = av.open(
-                file, mode="r", metadata_errors="ignore", container_options=only_files
-            )
-        except av.error.PermissionError as error:
-            raise VideoNotFoundError(f"{self._name} cannot be read: no permission") from error
-        except av.error.FFmpegError as error:
-            raise NotAVideoError(
-                f"{self._name} is not a video that can be read ({error.strerror}); "
-                "it may be of another type, or its end may be missing"
-            ) from error
-        try:
-            self._stream = _choose_stream(self._container, self._name)
-        except VideoError:
-            self._container.close()
-            raise
+        self._container, self._stream, self._decoder = open_file(self._source, self._name)
         # Slice threads, not frame threads: those decode several frames ahead, which each seek
         # throws away, and have deadlocked in processes that load a second FFmpeg. What one request
         # needs is shared between readers instead.
-        self._decoder = _decoder_of(self._stream)
         self._decoder.thread_type = "SLICE"
         self._decoder.thread_count = self._num_threads
 
@@ -527,38 +486,6 @@ class VideoReader:
             ticks = stamp
             yield stamp, frame
 
-    def _to_rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-        """Convert and scale a frame, upright. Returns uint8 (H, W, 3 RGB).
-
-        What is transparent is shown over black. High dynamic range is not tone-mapped and
-        interlaced fields stay woven: the pixels are converted as they are.
-        """
-        turns = _quarter_turns(frame)
-        if turns % 2:
-            height, width = width, height
-        has_alpha = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
-        try:
-            picture = self._reformatter.reformat(
-                frame,
-                width=width,
-                height=height,
-                format="rgba" if has_alpha else "rgb24",
-                interpolation=Interpolation.BICUBIC,  # of all, the closest to Pillow's filter
-                threads=1,
-            )
-        except av.error.FFmpegError as error:  # a damaged header may name impossible colours
-            raise DamagedVideoError(
-                f"{self._name} is damaged: its frames cannot be shown ({error.strerror}); "
-                "copy or download it again"
-            ) from error
-        rows = np.frombuffer(memoryview(picture.planes[0]), np.uint8).reshape(height, -1)
-        channels = 4 if has_alpha else 3
-        pixels = rows[:, : width * channels].reshape(height, width, channels)
-        if has_alpha:
-            opacity = pixels[..., 3:].astype(np.uint16)
-            pixels = ((pixels[..., :3] * opacity + 127) // 255).astype(np.uint8)
-        return np.rot90(pixels, turns)
-
     # ---- what the video is -----------------------------------------------------------------------
 
     def _read_info(self) -> None:
@@ -597,7 +524,7 @@ class VideoReader:
             if not is_whole(self._source):
                 # Cut off: what is there may be used, and who asks for the rest is told so.
                 duration_s = self._last_frame_s = promised_s - start_s
-        height, width = _display_size(first[0], self._stream.sample_aspect_ratio)
+        height, width = display_size(first[0], self._stream.sample_aspect_ratio)
         self.info = VideoInfo(
             duration_s=max(duration_s, 0.0),
             start_s=start_s,
@@ -648,64 +575,9 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _display_size(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
-    """Height and width as shown: pixels that are not square widened or narrowed, then turned."""
-    height, width = frame.height, frame.width
-    if pixel_aspect and 1 / 16 < pixel_aspect < 16:  # beyond, a mistake of the header
-        width = max(1, round(width * pixel_aspect))
-    return (width, height) if _quarter_turns(frame) % 2 else (height, width)
-
-
-def _choose_stream(container: InputContainer, name: str) -> av.VideoStream:
-    if container.format.name in _NOT_VIDEO_CONTAINERS:
-        raise NotAVideoError(
-            f"{name} is not a video but {container.format.long_name}; give the video file itself"
-        )
-    # A cover picture in a sound file is a video stream to FFmpeg.
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        raise NoVideoStreamError(
-            f"{name} holds no video, only {_kinds(container)}; give a file with moving pictures"
-        )
-    best = container.streams.best("video")
-    stream = best if best in streams else streams[0]
-    if stream.codec_context is None:
-        raise NotAVideoError(
-            f"{name} uses a video codec that cannot be decoded; convert it, for example to H.264"
-        )
-    return stream
-
-
-def _decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
-    """The stream's decoder; for WebM with transparency, which FFmpeg's own leave out, libvpx."""
-    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
-    if name and stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
-        return av.CodecContext.create(name, "r")  # type: ignore[return-value]
-    return stream.codec_context
-
-
-def _kinds(container: InputContainer) -> str:
-    kinds = {"picture" if s.type == "video" else s.type for s in container.streams}
-    return " and ".join(sorted(kinds)) or "nothing"
-
-
-def _check_path(path: str) -> None:
-    if "://" in path:
-        raise VideoNotFoundError(f"{path} is a URL; download the video and give the file's path")
-    if not Path(path).exists():
-        raise VideoNotFoundError(f"{path} does not exist; check the path of the video")
-    if Path(path).is_dir():
-        raise VideoNotFoundError(f"{path} is a directory; give the path of one video file")
-
-
 def _slack(duration_s: float) -> float:
     """How much shorter than its header says a video may be without counting as truncated."""
     return max(1.0, 0.1 * duration_s)
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Counter-clockwise quarter turns that show the frame upright; phones write them."""
-    return round(frame.rotation / 90) % 4
 
 
 def _open_with_torchcodec(device: str) -> Callable[..., VideoReader]:

@@ -30,7 +30,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from apollo.runtime import append_jsonl, read_jsonl
 from apollo.video.clips import VideoClips, load_clips
-from apollo.video.decode import VideoError
+from apollo.video.files import VideoError
 from apollo.video.sampling import ClipSampling
 from apollo.video.worker import Worker, name_of
 

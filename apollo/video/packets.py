@@ -1,19 +1,16 @@
 """What the packets of a file tell without decoding them: where it ends, which are needed.
 
-decode.py turns packets into frames; this module reads the container around them. It answers three
-questions: when does the video end (headers lie), is the file whole or was it cut off, and which
-packets have to be decoded to show the wanted moments exactly.
+decode.py turns packets into frames; this module answers two questions before that: when does the
+video end (headers lie), and which packets have to be decoded to show the wanted moments exactly.
 """
 
-import io
 import itertools
 import logging
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -121,72 +118,6 @@ def promised_end(container: InputContainer, stream: av.VideoStream) -> float | N
         # In Matroska an end, elsewhere a length: the smaller reading promises less.
         return container.duration / av.time_base
     return None
-
-
-def is_whole(source: str | Path | bytes) -> bool:
-    """Whether the lengths written in a file's own structure fit into the file.
-
-    Then nothing was cut off, and a header that promises more than the last frame is wrong. False
-    where the format has no such lengths (MPEG streams), or none were written (live recordings).
-    """
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        head = file.read(12)
-        if head[:4] == b"RIFF":  # AVI
-            return 8 + int.from_bytes(head[4:8], "little") <= size
-        if head[:4] == b"\x1aE\xdf\xa3":  # Matroska, WebM: the EBML header, then one segment
-            return _segment_end(file) <= size
-        if head[:3] == b"FLV":  # each tag is followed by its length
-            return _is_flv_tag_at_end(file, size)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):  # MP4, MOV
-            return _last_box_end(file, size) == size
-    return False
-
-
-def _last_box_end(file: BinaryIO, size: int) -> int:
-    """Walk the boxes of the top level; past the file's size if one of them is incomplete."""
-    place = 0
-    while place + 8 <= size:
-        file.seek(place)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if length < 8:  # 0 is "to the end of the file", whatever that may be
-            return size + 1
-        place += length
-    return place
-
-
-def _segment_end(file: BinaryIO) -> float:
-    file.seek(4)
-    header_length = _vint(file)
-    if header_length == inf:
-        return inf
-    file.seek(int(header_length), io.SEEK_CUR)
-    if file.read(4) != b"\x18\x53\x80\x67":
-        return inf
-    return _vint(file) + file.tell()
-
-
-def _vint(file: BinaryIO) -> float:
-    """A length in EBML: the leading zero bits say how many bytes follow; all ones is unknown."""
-    first = (file.read(1) or b"\0")[0]
-    extra = 8 - first.bit_length()
-    if extra == 8:
-        return inf if not first else 0.0
-    value = int.from_bytes(bytes([first & (0x7F >> extra)]) + file.read(extra), "big")
-    return inf if value == 2 ** (7 * (extra + 1)) - 1 else value
-
-
-def _is_flv_tag_at_end(file: BinaryIO, size: int) -> bool:
-    file.seek(max(0, size - 4))
-    length = int.from_bytes(file.read(4), "big")
-    if not 11 <= length <= size - 4:
-        return False
-    file.seek(size - 4 - length + 1)
-    return int.from_bytes(file.read(3), "big") == length - 11
 
 
 # ---- which packets are needed --------------------------------------------------------------------

@@ -15,7 +15,8 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from apollo.video.decode import DamagedVideoError, VideoReader, Visitor, check_times
+from apollo.video.decode import VideoReader, Visitor, check_times
+from apollo.video.files import DamagedVideoError
 
 _FRAMES_AT_ONCE = 16  # full-size frames in memory
 _CONTAINERS = {"mov", "matroska"}  # FFmpeg's names

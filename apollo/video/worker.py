@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apollo.video.decode import VideoError
+from apollo.video.files import VideoError
 
 # What starts the worker process: with our import path but, unlike multiprocessing, not our script.
 _BOOT = (
