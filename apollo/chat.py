@@ -64,7 +64,7 @@ def load_model(
     from apollo.model import converted
 
     name = str(model or DEFAULT_MODEL)
-    path, device = _find_model(name), pick_device()
+    path, device = find_model(name), pick_device()
     try:
         path = converted(path)
         config = AutoConfig.from_pretrained(path)
@@ -79,8 +79,12 @@ def load_model(
     return loaded.to(device).eval(), processor  # type: ignore[arg-type]
 
 
-def _find_model(name: str) -> str:
-    """The folder of a shipped or local model, or the hub id as it is."""
+def find_model(name: str) -> str:
+    """Find the folder of a shipped or local model, or give a hub id as it is.
+
+    Raises:
+        ValueError: There is no such model.
+    """
     path = Path(name).expanduser()
     if name in MODELS and not path.exists():
         path = Path(str(importlib.resources.files("apollo") / "assets" / name))

@@ -31,7 +31,9 @@ class Command(NamedTuple):
 # What `apollo list KIND` reads: the module-level table of each choice.
 LISTS = {
     "recipes": "apollo.train.recipes:RECIPES",
+    "gpus": "apollo.train.plan:GPUS",
     "parts": "apollo.train.parts:PARTS",
+    "formats": "apollo.data.formats:FORMATS",
     "encoders": "apollo.model.encoders:ENCODERS",
     "connectors": "apollo.model.connector:RESAMPLERS",
     "token-integrations": "apollo.model.configuration:TOKEN_INTEGRATIONS",
@@ -151,6 +153,80 @@ def _train(parser: Parser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where the run in DIR stopped")
 
 
+def _data_check(parser: Parser) -> None:
+    parser.add_argument(
+        "mixture", metavar="MIXTURE", help="mixture file (.yaml), or a file of records"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="what its paths are relative to; default: as it says"
+    )
+    parser.add_argument(
+        "--media-dir", metavar="DIR", help="where media lie, if not beside the records"
+    )
+    parser.add_argument(
+        "--sample",
+        type=_positive,
+        default=50,
+        metavar="N",
+        help="records of each source whose media are opened (50)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which (0)")
+    parser.add_argument(
+        "--model", metavar="DIR", help="measure lengths in tokens of this model (folder or hub id)"
+    )
+    parser.add_argument(
+        "--steps", type=_positive, default=1000, metavar="N", help="steps to count draws of (1000)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=256, metavar="N", help="records of a step (256)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write everything found here, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _plan(parser: Parser) -> None:
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see `apollo list recipes`")
+    parser.add_argument("--config", metavar="FILE", help="instead: the config.yaml of a run")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a setting of the recipe, as in `apollo train`",
+    )
+    parser.add_argument("--gpus", type=_positive, default=1, metavar="N", help="how many (1)")
+    parser.add_argument(
+        "--gpu", default="h100", metavar="NAME", help="see `apollo list gpus` (h100)"
+    )
+    parser.add_argument(
+        "--assume",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change what is assumed, as mfu=0.4; all of it is printed",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.set_defaults(out=None, resume=False)
+
+
+def _export(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder of a run, a model or an adapter")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument(
+        "--base",
+        metavar="DIR_OR_HUB_ID",
+        help="with an adapter: the model it was trained from; default: what it says itself",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="bfloat16",
+        help="of the weights (bfloat16)",
+    )
+
+
 def _part(parser: Parser) -> None:
     parser.add_argument("name", metavar="PART", help="see `apollo list parts`")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
@@ -216,7 +292,12 @@ COMMANDS = {
     "video strip": Command(
         "apollo.video.commands:strip_main", "draw the clips that a model sees", _video_strip
     ),
+    "data check": Command(
+        "apollo.data.check:main", "find what is wrong with training data", _data_check
+    ),
     "train": Command("apollo.train.run:main", "train a recipe's stages", _train),
+    "plan": Command("apollo.train.plan:main", "estimate what a recipe will cost", _plan),
+    "export": Command("apollo.train.export:main", "write a trained model for others", _export),
     "part": Command("apollo.train.parts:main", "train a part of the micro model", _part),
     "eval": Command("apollo.eval.runner:main", "measure a model on questions", _eval),
     "convert": Command(
@@ -229,6 +310,7 @@ COMMANDS = {
 
 # What the commands of two words have in common.
 GROUPS = {
+    "data": "training data: records and mixtures of them",
     "video": "look into video files: what they are, their frames, what a model sees",
     "world": "the micro world of moving shapes",
 }

@@ -31,6 +31,8 @@ TORCH_FREE = (
     "apollo.world",
     "apollo.data.formats",
     "apollo.data.mixture",
+    "apollo.data.readers",
+    "apollo.data.stores",
     "apollo.eval.scoring",
     "apollo.eval.benchmarks",
     "apollo.curation",

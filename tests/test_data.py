@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apollo.data.formats import RecordError, read_records
+from apollo.data.formats import RecordError
 from apollo.data.mixture import Mixture, Source, interleave
+from apollo.data.readers import read_records
 
 
 def record(id: str = "a", type: str = "text", media: tuple = (), **changes) -> dict:
@@ -51,15 +52,17 @@ def test_records_are_normal_and_their_media_lie_beside_the_file(tmp_path):
     [
         ("{", "Expecting property name"),
         ("", "Expecting value"),
-        ("[]", "exactly the keys"),
-        (record() | {"weight": 2}, "weight"),
+        ("[]", "must be an object with keys"),
+        (record() | {"weight": 2}, "no key 'weight'; keys: id, type, messages"),
+        (record() | {"tpye": "text"}, "did you mean 'type'"),
         (record(id=3), "id must be a string"),
-        (record(id="first"), "was used in line 1"),
+        (record(id="first"), r"was used in .*records\.jsonl:1"),
         (record(type="audio"), "must be one of text, image, multi_image, video"),
         (record(type="video"), "0 images and 0 videos"),
         (record(type="image", media=[("image", "a"), ("image", "b")]), "2 images"),
         (record(type="text", media=[("video", "a")]), "1 videos"),
-        (record(type="image", media=[("image", "https://x.org/a.png")]), "path of a file"),
+        (record(type="image", media=[("image", ["a.png"])]), "path of a file, a URL or bytes"),
+        (record(type="image", media=[("image", "a\0.png")]), "path of a file, a URL or bytes"),
         (record(messages=[]), "non-empty list"),
         (record(messages=[{"role": "user", "content": "hello"}]), "no assistant message"),
         (record(messages=[{"role": "oracle", "content": "hello"}]), "role must be"),
@@ -70,6 +73,13 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
     with pytest.raises(RecordError, match=message) as error:
         read_records(path)
     assert str(error.value).startswith(f"{path}:2: ") and "\n" not in str(error.value)
+
+
+def test_id_and_type_may_be_left_out(tmp_path):
+    plain = {"messages": record()["messages"]}
+    shown = {"messages": record(media=[("image", "1.png"), ("image", "2.png")])["messages"]}
+    one, two = read_records(write(tmp_path / "records.jsonl", plain, shown))
+    assert (one.id, one.type) == ("1", "text") and (two.id, two.type) == ("2", "multi_image")
 
 
 def test_absent_empty_and_binary_files_are_refused(tmp_path):

@@ -1,23 +1,27 @@
 """From positions of a mixture to batches: load the media, let the processor make tensors.
 
 `BatchMaker` is what the training loop calls: batch number in, batch out, nothing remembered between
-calls, so that the loop can start anywhere and workers can load ahead. The processor is passed in;
-this module knows neither the model nor, until it is called, torch. Read next: `features.py`.
+calls that could change a batch, so that the loop can start anywhere and workers can load ahead. The
+processor is passed in; this module knows neither the model nor, until it is called, torch. Read
+next: `packing.py`, then `features.py`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
-from apollo.data.features import FeatureCache
+from apollo.data.features import BrokenFeaturesError, FeatureCache
 from apollo.data.formats import Record
 from apollo.data.mixture import Mixture
+from apollo.data.packing import deal, pack
+from apollo.data.stores import Medium, exists, fetch
 from apollo.media import load_image
 from apollo.messages import map_media
 from apollo.video import ClipSampling, VideoClips, VideoError, load_clips, open_video, sample
@@ -25,6 +29,7 @@ from apollo.video import ClipSampling, VideoClips, VideoError, load_clips, open_
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
 
 GROUP = 8
 """Videos and images that are encoded together when a cache is filled."""
@@ -37,18 +42,24 @@ class MediaError(ValueError):
 class BatchMaker:
     """Makes batch number i of a stage.
 
+    The records of a step are what the mixture says, however many batches it is made of. They are
+    dealt to these by length: padded batches get records of like length, packed ones get equally
+    many tokens.
+
     Args:
         sources: The records of each source of the mixture.
         mixture: Who comes at which position.
         processor: `processor(conversations, with_labels=True)` makes the tensors; its `squares` say
             what its encoders see of a frame.
-        batch_size: Records in a batch; batch i holds the positions from i * batch_size on.
+        batch_size: Records in a batch (packed: on average); step i holds the positions from i *
+            batch_size * batches_per_step on.
         sampling: How clips are chosen from a video.
-        max_tokens: Longest row that the LLM can read.
+        max_tokens: Longest conversation that the LLM can read.
         cache: Features of every video and image of the mixture (see `fill_cache`); the batches then
             hold `clip_features` instead of `pixel_values`.
-        batches_per_step: Batches that make up one optimiser step. Its records are dealt to them by
-            length: the step stays the same, but little of the batches is padding.
+        batches_per_step: Batches that make up one optimiser step, over accumulation and processes.
+        packed: Put the records of a batch into one row with `segment_ids`, without padding (see
+            `packing.py`), instead of one padded row for each.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class BatchMaker:
         max_tokens: int,
         cache: FeatureCache | None = None,
         batches_per_step: int = 1,
+        packed: bool = False,
     ) -> None:
         self.sources = sources
         self.mixture = mixture
@@ -70,68 +82,88 @@ class BatchMaker:
         self.max_tokens = max_tokens
         self.cache = cache
         self.batches_per_step = batches_per_step
+        self.packed = packed
+        self._dealt: tuple[int, list[list[Record]]] = (-1, [])  # the last step: it has more batches
 
     def records(self, number: int) -> list[Record]:
         """Give the records of a batch."""
         step, place = divmod(number, self.batches_per_step)
+        if self._dealt[0] != step:
+            self._dealt = (step, self._deal(step))
+        return self._dealt[1][place]
+
+    def _deal(self, step: int) -> list[list[Record]]:
         size = self.batch_size * self.batches_per_step
         places = [self.mixture[i] for i in range(step * size, (step + 1) * size)]
         records = [self.sources[source][place] for source, place in places]
-        if self.batches_per_step > 1:
-            records.sort(key=self._likely_length)
-        return records[place * self.batch_size : (place + 1) * self.batch_size]
+        if self.batches_per_step == 1:
+            return [records]
+        lengths = [self.num_tokens(record) for record in records]
+        if self.packed:
+            batches = deal(lengths, self.batches_per_step)
+        else:
+            order = sorted(range(size), key=lengths.__getitem__)
+            batches = [order[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
+        return [[records[i] for i in batch] for batch in batches]
 
-    def _likely_length(self, record: Record) -> float:
-        """Guess the tokens of a record: four letters make one, eight tell the time of a clip."""
-        clips = sum(
-            num_clips(path, self.sampling) if kind == "video" else 1 for kind, path in record.media
+    def num_tokens(self, record: Record) -> int:
+        """Count the tokens of a record without decoding its media; headers tell how many clips."""
+        sketch = map_media(
+            record.messages, lambda kind, medium: sketch_medium(kind, medium, self.sampling)
         )
-        letters = sum(
-            len(part["text"])
-            for message in record.messages
-            for part in message["content"]
-            if part["type"] == "text"
-        )
-        return clips * (self.processor.tokens_per_clip + 8) + letters / 4
+        return self.processor([sketch], with_pixels=False)["input_ids"].shape[1]
 
     def __call__(self, number: int) -> dict[str, Any]:
         """Make a batch: `input_ids`, `attention_mask`, `labels` (B, L) and its clips, if any.
 
+        A packed batch is one row, B = 1, and has `segment_ids` too.
+
         Raises:
             MediaError: A video or image cannot be read.
-            ValueError: A row is longer than the LLM can read.
+            ValueError: A conversation is longer than the LLM can read.
         """
         records = self.records(number)
-        features: list[Any] = []
-        conversations = [
-            map_media(record.messages, self._loader_of(record, features)) for record in records
-        ]
         try:
-            batch = dict(
-                self.processor(conversations, with_labels=True, with_pixels=self.cache is None)
-            )
-        except ValueError as error:
-            names = ", ".join(record.where for record in records)
-            raise ValueError(f"batch {number} of the records {names}: {error}") from error
+            batch = self._make(records, number, self.cache)
+        except BrokenFeaturesError as error:
+            logger.warning("%s; this batch is made from its videos and images instead", error)
+            batch = self._make(records, number, None)
         self._check_length(records, batch)
-        if self.cache is not None:
-            if features:
-                import torch
+        if not self.packed:
+            return batch
+        clips = {name: batch.pop(name) for name in CLIP_INPUTS if name in batch}
+        return pack(batch, self.processor.tokenizer.pad_token_id) | clips
 
-                batch["clip_features"] = torch.cat([feature.float() for feature in features])
-        return batch
+    def _make(
+        self, records: Sequence[Record], number: int, cache: FeatureCache | None
+    ) -> dict[str, Any]:
+        """Make the padded batch of these records, from the cache if there is one."""
+        features: list[torch.Tensor] = []
 
-    def _loader_of(self, record: Record, features: list[Any]) -> Callable[[str, Path], Any]:
-        """Make the function that loads this record's media; cached features go into the list."""
-
-        def load(kind: str, path: Path) -> VideoClips | Image.Image:
-            if self.cache is None:
-                return load_medium(kind, path, self.sampling, self.processor, record.where)
-            cached = self.cache.load(path)
+        def load(kind: str, medium: Medium, where: str) -> VideoClips | Image.Image:
+            if cache is None:
+                return load_medium(kind, medium, self.sampling, self.processor, where)
+            cached = cache.load(medium)
             features.append(cached.features)
             return Image.new("RGB", (1, 1)) if cached.clips is None else cached.clips
 
-        return load
+        conversations = [
+            map_media(
+                record.messages,
+                lambda kind, medium, where=record.where: load(kind, medium, where),  # type: ignore[misc]
+            )
+            for record in records
+        ]
+        try:
+            batch = dict(self.processor(conversations, with_labels=True, with_pixels=cache is None))
+        except ValueError as error:
+            names = ", ".join(record.where for record in records)
+            raise ValueError(f"batch {number} of the records {names}: {error}") from error
+        if features:
+            import torch
+
+            batch["clip_features"] = torch.cat(features)
+        return batch
 
     def _check_length(self, records: Sequence[Record], batch: dict[str, Any]) -> None:
         lengths = batch["attention_mask"].sum(1).tolist()
@@ -143,24 +175,40 @@ class BatchMaker:
             )
 
 
+CLIP_INPUTS = ("pixel_values", "clip_features")
+
+
 @lru_cache(maxsize=100_000)
-def num_clips(path: Path, sampling: ClipSampling) -> int:
-    """Count the clips of a video; 0 if it cannot be read, of which its loading will tell."""
+def _probe(medium: Medium) -> tuple[float, float] | None:
+    """Read a video's duration in seconds and frame rate; None if it cannot be read."""
     try:
-        with open_video(path, num_threads=1) as video:
-            return len(sample(video.info.duration_s, sampling, video.info.source_fps)[0])
-    except VideoError:
-        return 0
+        with open_video(fetch(medium), num_threads=1) as video:
+            return video.info.duration_s, video.info.source_fps
+    except (VideoError, ValueError, OSError):
+        return None
+
+
+def sketch_medium(kind: str, medium: Medium, sampling: ClipSampling) -> VideoClips | Image.Image:
+    """Make a stand-in that the prompt describes as it does the medium; its frames are one pixel.
+
+    A video that cannot be read counts as a short one: the error is for those who load it.
+    """
+    if kind == "image":
+        return Image.new("RGB", (1, 1))
+    duration_s, source_fps = _probe(medium) or (1.0, 1.0)
+    times_s, spans_s = sample(duration_s, sampling, source_fps)
+    frames = np.zeros((*times_s.shape, 1, 1, 3), dtype=np.uint8)
+    return VideoClips(frames, times_s, spans_s, duration_s, source_fps, sampled_fps=0.0)
 
 
 def load_medium(
-    kind: str, path: Path, sampling: ClipSampling, processor: Any, where: str
+    kind: str, medium: Medium, sampling: ClipSampling, processor: Any, where: str
 ) -> VideoClips | Image.Image:
     """Load a video's clips or an image; a bad file is an error, never another file instead.
 
     Args:
         kind: "video" or "image".
-        path: The file.
+        medium: Where it lies.
         sampling: How clips are chosen from a video.
         processor: Its `squares` say what the encoders see of a video's frames.
         where: Whose medium it is, for the message.
@@ -169,11 +217,12 @@ def load_medium(
         MediaError: The file cannot be read.
     """
     try:
+        source = fetch(medium)
         if kind == "video":
-            return load_clips(path, sampling, squares=processor.squares, num_threads=1)
-        return load_image(path)
+            return load_clips(source, sampling, squares=processor.squares, num_threads=1)
+        return load_image(source)
     except (ValueError, OSError) as error:
-        raise MediaError(f"{where}: {kind} {path} cannot be read: {error}") from error
+        raise MediaError(f"{where}: {kind} {medium} cannot be read: {error}") from error
 
 
 def fill_cache(
@@ -185,6 +234,8 @@ def fill_cache(
     track: Callable[[list[Any], str], Iterable[Any]] = lambda items, _: items,
 ) -> int:
     """Encode every video and image of the records that the cache does not hold yet.
+
+    Another process may fill the same cache meanwhile: what it wrote is not encoded again.
 
     Args:
         cache: What to fill.
@@ -199,41 +250,55 @@ def fill_cache(
 
     Raises:
         MediaError: A video or image cannot be read.
+        CacheError: The cache cannot be written; what was encoded stays.
     """
     missing = list(_missing_media(cache, records))
     groups = [missing[i : i + GROUP] for i in range(0, len(missing), GROUP)]
+    num_encoded = 0
 
-    def load(group: list[tuple[str, Path, str]]) -> tuple[list[Any], list[Any]]:
-        media = [load_medium(kind, path, sampling, processor, where) for kind, path, where in group]
+    def load(group: list[_Use]) -> tuple[list[Medium], list[Any], list[Any]]:
+        group = [use for use in group if use[1] not in cache]
+        media = [load_medium(kind, m, sampling, processor, where) for kind, m, where in group]
         turns = [
             [{"role": "user", "content": [{"type": kind, kind: medium}]}]
             for (kind, _, _), medium in zip(group, media, strict=True)
         ]
-        return media, processor(turns)["pixel_values"]
+        pixels = processor(turns)["pixel_values"] if turns else []
+        return [medium for _, medium, _ in group], media, pixels
 
     with ThreadPoolExecutor(1) as pool:  # loads the next group while this one is encoded
         ahead = pool.submit(load, groups[0]) if groups else None
-        for number, group in enumerate(track(groups, "encoding videos and images"), start=1):
+        for number, _ in enumerate(track(groups, "encoding videos and images"), start=1):
             assert ahead is not None
-            media, pixel_values = ahead.result()
+            sources, media, pixel_values = ahead.result()
             ahead = pool.submit(load, groups[number]) if number < len(groups) else None
+            if not sources:
+                continue
             videos = [m if isinstance(m, VideoClips) else None for m in media]
             features = encode(pixel_values).split([len(v.times_s) if v else 1 for v in videos])
-            for (_, path, _), clips, of_one in zip(group, videos, features, strict=True):
-                cache.save(path, of_one, clips)
-    return len(missing)
+            for source, clips, of_one in zip(sources, videos, features, strict=True):
+                cache.save(source, of_one, clips)
+            num_encoded += len(sources)
+    return num_encoded
 
 
-def _missing_media(
-    cache: FeatureCache, records: Iterable[Record]
-) -> Iterator[tuple[str, Path, str]]:
+_Use = tuple[str, Medium, str]  # kind, medium, whose
+
+
+def _missing_media(cache: FeatureCache, records: Iterable[Record]) -> Iterator[_Use]:
     seen = set()
     for record in records:
-        for kind, path in record.media:
-            if path in seen:
+        for kind, medium in record.media:
+            if medium in seen:
                 continue
-            seen.add(path)
-            if not path.is_file():
-                raise MediaError(f"{record.where}: {kind} {path} cannot be read: no such file")
-            if path not in cache:
-                yield kind, path, record.where
+            seen.add(medium)
+            try:
+                if not exists(medium):
+                    raise FileNotFoundError("no such file")
+                is_there = medium in cache
+            except (ValueError, OSError) as error:
+                raise MediaError(
+                    f"{record.where}: {kind} {medium} cannot be read: {error}"
+                ) from error
+            if not is_there:
+                yield kind, medium, record.where

@@ -59,10 +59,12 @@ class PerceiverAttention(nn.Module):
             proj(context).unflatten(-1, (self.num_key_value_heads, -1)).transpose(1, 2)
             for proj in (self.k_proj, self.v_proj)
         )
-        # Each key and value head serves the next num_heads / num_key_value_heads query heads.
-        repeats = self.num_heads // self.num_key_value_heads
-        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v)
+        # Each key and value head serves the next num_heads / num_key_value_heads query heads. No
+        # mask tells queries apart, so these heads ask as one with more queries: keys and values,
+        # which are many, need not be repeated.
+        heads = (self.num_key_value_heads, self.num_heads // self.num_key_value_heads)
+        out = F.scaled_dot_product_attention(q.unflatten(1, heads).flatten(2, 3), k, v)
+        out = out.unflatten(2, (heads[1], -1)).flatten(1, 2)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

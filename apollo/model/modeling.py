@@ -26,6 +26,9 @@ from . import encoders as encoder_functions
 from .configuration import ApolloConfig
 from .connector import Connector, init_connector_weights
 from .processing import END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN, new_special_tokens
+from .segments import Segments
+
+IGNORED_LABEL = -100
 
 
 @dataclass
@@ -140,6 +143,7 @@ class ApolloModel(ApolloPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        segment_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the model without its head.
@@ -155,18 +159,26 @@ class ApolloModel(ApolloPreTrainedModel):
             position_ids: Positions (B, L); 0 to L - 1 by default.
             past_key_values: Cache of earlier tokens.
             use_cache: Whether to return a cache.
+            segment_ids: For packed rows, which conversation of its row a token belongs to (B, L), 0
+                for padding; see `segments.py`. They take the place of `attention_mask` and
+                `position_ids`.
             kwargs: Handed to the LLM.
 
         Returns:
             The LLM's output, `last_hidden_state` (B, L, D).
 
         Raises:
-            ValueError: If the placeholders do not match the clips' tokens.
+            ValueError: If the placeholders do not match the clips' tokens, or packed rows are to be
+                gone on with.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give either input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, pixel_values, clip_features)
+        if segment_ids is not None:
+            if past_key_values is not None or use_cache:
+                raise ValueError("packed rows are for training: segment_ids go with no cache")
+            return Segments(segment_ids).run(self.llm, inputs_embeds, **kwargs)
         return self.llm(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -313,7 +325,8 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
             kwargs: Handed to the LLM.
 
         Returns:
-            Loss, logits (B, L, vocabulary) and cache.
+            Loss, logits (B, L, vocabulary) and cache. Of packed rows with labels, logits (1, number
+            of labels, vocabulary): those that the loss needs.
         """
         return_dict = kwargs.pop("return_dict", None)
         outputs = self.model(
@@ -327,15 +340,23 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
+        hidden = outputs.last_hidden_state
+        loss_inputs = {"labels": labels}
+        if labels is not None and kwargs.get("segment_ids") is not None:
+            # Packed rows are for training, so that nobody reads their other logits: most tokens are
+            # prompt, and logits are the widest thing of all.
+            is_learnt = labels[:, 1:] != IGNORED_LABEL
+            hidden = hidden[:, :-1][is_learnt][None]
+            loss_inputs = {"labels": None, "shift_labels": labels[:, 1:][is_learnt][None]}
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        logits = self.lm_head(hidden[:, keep])
         loss = None
         if labels is not None:
             loss = self.loss_function(
                 logits=logits,
-                labels=labels,
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
+                **loss_inputs,
             )
         output = ApolloOutput(
             loss=loss,

@@ -37,6 +37,6 @@ def plot_curves(run_dir: Path) -> Path:
             rate_axis.plot(steps, [row["learning_rates"][part] for row in rows], label=part)
         rate_axis.set(title=stage, xlabel="step", ylabel="learning rate")
         rate_axis.legend()
-    path = run_dir / "curves.png"
-    figure.savefig(path, dpi=100)  # Figure without pyplot draws with Agg: no display needed
-    return path
+    path, temporary = run_dir / "curves.png", run_dir / ".curves.png"
+    figure.savefig(temporary, dpi=100)  # Figure without pyplot draws with Agg: no display needed
+    return temporary.replace(path)

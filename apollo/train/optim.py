@@ -88,6 +88,11 @@ class MuonAdamW(torch.optim.Optimizer):
         """Groups of both."""
         return [*self.muon.param_groups, *self.adamw.param_groups]
 
+    @property
+    def state(self) -> dict[torch.Tensor, dict]:  # type: ignore[override]
+        """State of each parameter, of both."""
+        return {**self.muon.state, **self.adamw.state}
+
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step with both."""
         self.muon.step()

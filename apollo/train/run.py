@@ -8,17 +8,16 @@ checkpoints and model/. Read next: `recipes.py` for the values, `trainer.py` for
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import AutoTokenizer
 
 from apollo.config import (
     ConfigError,
@@ -30,15 +29,19 @@ from apollo.config import (
 )
 from apollo.data.collate import BatchMaker, fill_cache
 from apollo.data.features import FeatureCache, fingerprint
-from apollo.data.formats import Record, read_records
 from apollo.data.mixture import Mixture
+from apollo.data.readers import OpenSource, count_types, open_sources
 from apollo.media import sampling_of
 from apollo.model.modeling import ApolloForConditionalGeneration
 from apollo.model.processing import ApolloProcessor
+from apollo.model.segments import use_packed_attention
 from apollo.runtime import make_run_dir, progress, set_seed, short_attention
 from apollo.train.checkpoint import latest_checkpoint
+from apollo.train.joining import join_parts
+from apollo.train.lora import add_lora, merge_lora, save_lora
 from apollo.train.optim import check_learning_rates
-from apollo.train.recipes import RECIPES, ModelSettings, Stage, TrainConfig
+from apollo.train.recipes import RECIPES, Stage, TrainConfig
+from apollo.train.scale import join_processes
 from apollo.train.trainer import AUTOCAST, LoopSettings, run_stage
 
 OnEval = Callable[[nn.Module, int], dict[str, float]]
@@ -51,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
         args: recipe (name or None), config (a config.yaml or None), set (overrides), out (folder or
             None), print_config, resume.
     """
-    config = _resolve_config(args)
+    config = resolve_config(args)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
@@ -74,12 +77,15 @@ def train(config: TrainConfig, resume: bool = False, on_eval: OnEval | None = No
     Raises:
         ValueError: A setting, a part or a record that cannot be used.
     """
-    process = PartialState()
+    process = join_processes()
     if not config.stages:
         raise ValueError("there are no stages to train")
     sources = [_read_sources(stage, config.data_dir) for stage in config.stages]
     set_seed(config.loop.seed)  # the new connector's weights
     model, processor = join_parts(config.model, config.stages[-1].max_clips)
+    _check_lora(config)
+    if config.lora:
+        add_lora(model, config.lora)
     for stage in config.stages:  # now, rather than hours later when its turn comes
         check_learning_rates(model.parts(), stage.learning_rates)
         _size_of_batch(stage, config.loop, process.num_processes)
@@ -106,59 +112,44 @@ def train(config: TrainConfig, resume: bool = False, on_eval: OnEval | None = No
 
     model_dir = config.out_dir / "model"
     if process.is_main_process:
+        if config.lora:
+            trained = {
+                part for s in config.stages for part, rate in s.learning_rates.items() if rate
+            }
+            save_lora(model, config.out_dir / "adapter", sorted(trained - {"llm"}))
+            merge_lora(model)
         model.save_pretrained(model_dir)
         processor.save_pretrained(model_dir)
     process.wait_for_everyone()
     return model_dir
 
 
-def join_parts(
-    settings: ModelSettings, max_clips: int
-) -> tuple[ApolloForConditionalGeneration, ApolloProcessor]:
-    """Load the trained parts and join them by a new connector, all in float32.
-
-    Args:
-        settings: Which parts, and how.
-        max_clips: Largest number of clips of a video, for whoever uses the finished model.
-
-    Raises:
-        ValueError: A part is not there.
-    """
-    for folder in (*settings.encoders, settings.llm):
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"no model part in {folder}: it has no config.json")
-    tokenizer: Any = AutoTokenizer.from_pretrained(settings.llm)
-    model = ApolloForConditionalGeneration.from_parts(
-        encoders=list(settings.encoders),
-        llm=settings.llm,
-        tokenizer=tokenizer,
-        connector=asdict(settings.connector),
-        tokens_per_clip=settings.tokens_per_clip,
-        frames_per_clip=settings.frames_per_clip,
-        clip_duration_s=settings.clip_duration_s,
-        token_integration=settings.token_integration,
-        note=settings.note,
-    ).float()
-    return model, ApolloProcessor.from_config(model.config, tokenizer, max_clips)
-
-
 # ---- the config of a run
 
 
-def _resolve_config(args: argparse.Namespace) -> TrainConfig:
-    """Make the config from a recipe's name, a file, or the run that is to be resumed."""
+def resolve_config(args: argparse.Namespace) -> TrainConfig:
+    """Make the config from a recipe's name, a file, or the run that is to be resumed.
+
+    Args:
+        args: See `main`.
+
+    Raises:
+        ConfigError: None or several of them, a recipe that is not there, or a wrong setting.
+    """
     if args.recipe and args.config:
         raise ConfigError("give a recipe or --config, not both")
     if args.recipe:
         if args.recipe not in RECIPES:
-            raise ConfigError(f"no recipe {args.recipe!r}; there are: {', '.join(sorted(RECIPES))}")
+            nearest = difflib.get_close_matches(args.recipe, RECIPES, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(RECIPES)}"
+            raise ConfigError(f"no recipe {args.recipe!r}; {hint}")
         config = RECIPES[args.recipe]()
     elif args.config:
         config = load_config(TrainConfig, args.config)
     elif args.resume and args.out:
         config = load_config(TrainConfig, Path(args.out) / "config.yaml")
     else:
-        raise ConfigError(f"name a recipe ({', '.join(sorted(RECIPES))}) or give --config FILE")
+        raise ConfigError("name a recipe (see `apollo list recipes`) or give --config FILE")
     config = apply_overrides(config, args.set or [])
     return replace(config, out_dir=Path(args.out)) if args.out else config
 
@@ -177,48 +168,75 @@ def _prepare_run_dir(config: TrainConfig, resume: bool) -> None:
     if not path.is_file():
         raise ValueError(f"nothing to resume in {config.out_dir}: it has no config.yaml")
     earlier = replace(load_config(TrainConfig, path), out_dir=config.out_dir)
+    # How the steps are taken may change, such as sharding; what they compute may not.
+    loop = replace(
+        config.loop, seed=earlier.loop.seed, mixed_precision=earlier.loop.mixed_precision
+    )
+    earlier = replace(earlier, loop=loop)
     if config_hash(earlier) != config_hash(config):
         raise ValueError(
             f"{path} is not the config given; resume it with --resume --out {config.out_dir} alone"
         )
 
 
+def _check_lora(config: TrainConfig) -> None:
+    if config.lora is None:
+        return
+    if not any(stage.learning_rates.get("llm") for stage in config.stages):
+        raise ValueError(
+            "lora is set but no stage trains the LLM: give llm a rate or set lora=null"
+        )
+    if config.lora.base != "float32" and config.loop.mixed_precision != "bf16":
+        raise ValueError(
+            f"lora.base {config.lora.base} needs loop.mixed_precision bf16, "
+            f"not {config.loop.mixed_precision}"
+        )
+    if config.lora.base != "float32" and config.loop.sharding != "no":
+        raise ValueError(
+            f"lora.base {config.lora.base} cannot be sharded together with float32 matrices; "
+            "set loop.sharding=no or lora.base=float32"
+        )
+
+
 # ---- the batches of a stage
 
 
-def _read_sources(stage: Stage, data_dir: Path) -> list[list[Record]]:
+def _read_sources(stage: Stage, data_dir: Path) -> list[OpenSource]:
     if not stage.sources:
         raise ValueError(f"stage {stage.name}: there are no sources")
-    return [read_records(data_dir / source.path) for source in stage.sources]
+    return open_sources(stage.sources, data_dir)
 
 
 def _make_batches(
     config: TrainConfig,
     stage: Stage,
-    sources: list[list[Record]],
+    sources: list[OpenSource],
     stage_index: int,
     model: ApolloForConditionalGeneration,
     processor: ApolloProcessor,
 ) -> BatchMaker:
     """Lay out the stage's mixture; encode its media beforehand if that is wanted and possible."""
     mixture = Mixture(
-        sizes=[len(records) for records in sources],
-        weights=[source.weight for source in stage.sources],
+        sizes=[len(source.records) for source in sources],
+        weights=[source.weight for source in sources],
         length=stage.steps * stage.batch_size,
         seed=config.loop.seed * 1_000 + stage_index,
     )
     process = PartialState()
     if process.is_main_process:
-        _show_mixture(stage, mixture)
+        _show_mixture(stage, sources, mixture)
     batches = BatchMaker(
-        sources,
+        [source.records for source in sources],
         mixture,
         processor,
         batch_size=_size_of_batch(stage, config.loop, process.num_processes),
         sampling=replace(sampling_of(processor), max_clips=stage.max_clips),
         max_tokens=model.model.llm.config.max_position_embeddings,
         batches_per_step=config.loop.gradient_accumulation * process.num_processes,
+        packed=stage.packing,
     )
+    if stage.packing:
+        use_packed_attention(model.model.llm)
     if config.feature_cache_dir and not stage.learning_rates["encoders"]:
         batches.cache = _fill_cache(config, batches, model, process)
     return batches
@@ -261,15 +279,21 @@ def _fill_cache(
     records = [batches.sources[source][place] for source, place in sorted(drawn)]
     if process.is_main_process:
         model.to(process.device).eval()
-        fill_cache(cache, records, batches.sampling, batches.processor, encode, progress)
+        num_new = fill_cache(cache, records, batches.sampling, batches.processor, encode, progress)
+        Console(stderr=True).print(
+            f"feature cache {cache.folder}: {num_new} videos and images encoded, {cache.size()}"
+        )
     process.wait_for_everyone()
     return cache
 
 
-def _show_mixture(stage: Stage, mixture: Mixture) -> None:
-    """Print what the stage will draw from each source."""
+def _show_mixture(stage: Stage, sources: list[OpenSource], mixture: Mixture) -> None:
+    """Print what the stage will draw from each source, and of each type."""
     table = Table("source", "records", "drawn", "share", "passes", title=f"stage {stage.name}")
-    for source, size, count in zip(stage.sources, mixture.sizes, mixture.counts(), strict=True):
+    for one, size, count in zip(sources, mixture.sizes, mixture.counts(), strict=True):
         share, passes = count / len(mixture), count / size
-        table.add_row(str(source.path), f"{size}", f"{count}", f"{share:.1%}", f"{passes:.2f}")
+        table.add_row(str(one.source.path), f"{size}", f"{count}", f"{share:.1%}", f"{passes:.2f}")
+    table.add_section()
+    for type_, count in count_types(sources, mixture).items():
+        table.add_row(type_, "", f"{count}", f"{count / len(mixture):.1%}", "")
     Console(stderr=True).print(table)

@@ -3,10 +3,10 @@
 `run_stage` trains any module that keeps one contract, `model(**batch, num_items_in_batch=n).loss`,
 where n is the number of supervised tokens in the whole global step: Apollo, a language model alone,
 or the contrastive pair that makes an image encoder. The loss is the summed token loss over n, so
-that 1 batch of 8 and 8 batches of 1 give the same gradient. Every random choice is seeded by (seed,
-stage, step) and batch i is a pure function of i, so that stop + resume equals a straight run.
-Accelerate brings devices and ranks; the loop stays ours and readable. Read next: `optim.py`,
-`checkpoint.py`, then `run.py`, which feeds this with a recipe.
+that 1 batch of 8 and 8 batches of 1, on one process or on eight, give the same gradient. Every
+random choice is seeded by (seed, stage, step) and batch i is a pure function of i, so that stop +
+resume equals a straight run. Read next: `scale.py` (many devices), `optim.py`, `checkpoint.py`,
+`log.py`, then `run.py`, which feeds this with a recipe.
 """
 
 from __future__ import annotations
@@ -16,27 +16,45 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import send_to_device
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from apollo.runtime import append_jsonl, keep_freed_memory, set_seed, short_attention
-from apollo.train.checkpoint import Checkpoint, TrainState, latest_checkpoint, save_checkpoint
-from apollo.train.curves import plot_curves, read_log
+from apollo.runtime import keep_freed_memory, set_seed, short_attention
+from apollo.train.checkpoint import (
+    Checkpoint,
+    TrainState,
+    how_to_go_on,
+    latest_checkpoint,
+    save_checkpoint,
+)
+from apollo.train.interrupt import StopRequest, only_writer
+from apollo.train.log import TrainLog, progress_bar
 from apollo.train.optim import (
     build_optimizer,
     check_learning_rates,
     parts_of,
     schedule_factor,
     set_learning_rates,
+)
+from apollo.train.scale import (
+    Tracker,
+    clip_gradients,
+    gather_optimizer_state,
+    gather_weights,
+    inner,
+    make_accelerator,
+    recompute_in_frozen,
+    recomputed,
+    spread,
+    sum_over_ranks,
 )
 
 Batch = Mapping[str, Any]
@@ -48,6 +66,19 @@ AUTOCAST = {"no": None, "bf16": torch.bfloat16}
 
 class DivergedError(ValueError):
     """The loss or the gradient is no longer a number."""
+
+
+class TooLittleMemoryError(ValueError):
+    """A step does not fit into the memory of the GPU or the machine."""
+
+
+@runtime_checkable
+class TellsRecords(Protocol):
+    """Batches that can say which records they are made of, for messages."""
+
+    def records(self, number: int) -> list[Any]:
+        """Give the records of a batch, each with its place in `where`."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -88,6 +119,12 @@ class LoopSettings:
         save_every_minutes: A checkpoint is also written when the last one is older than this.
         keep_checkpoints: Older checkpoints are removed.
         eval_every: Steps between two calls of the caller's evaluation; 0 for never.
+        sharding: "no" (each process holds the whole model) or "fsdp2" (the parts that learn are cut
+            into one piece per process).
+        gradient_checkpointing: Compute the layers' activations again in the backward pass instead
+            of keeping them: much less memory for about a third more time.
+        compile: Run each layer through torch.compile; worth its minutes on a GPU and long runs.
+        tracker: "tensorboard", "wandb" or "trackio" get a copy of each line of the log.
     """
 
     seed: int = 0
@@ -99,6 +136,10 @@ class LoopSettings:
     save_every_minutes: float = 15.0
     keep_checkpoints: int = 2
     eval_every: int = 0
+    sharding: Literal["no", "fsdp2"] = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    tracker: Tracker = "none"
 
 
 def run_stage(
@@ -114,11 +155,16 @@ def run_stage(
 ) -> None:
     """Train one stage in place; log.jsonl, checkpoints and curves.png go into the run directory.
 
+    SIGTERM and SIGINT end the run after the step in progress, with a checkpoint and exit code 143
+    or 130.
+
     Args:
         model: Anything with `model(**batch, num_items_in_batch=n).loss`; float32 where it is
             trained.
-        batch_at: Gives batch number i of the stage; must depend on i alone. With several processes,
-            process r of R takes the batches r, r + R, r + 2R and so on.
+        batch_at: Gives batch number i of the stage; must depend on i alone. With n = accumulation x
+            processes, step s is made of the batches s * n to (s + 1) * n - 1, and process r of R
+            takes those with i % R == r. To resume with another n, let these be the same samples
+            in other portions, as `run.py` does.
         schedule: What is learnt and how fast.
         loop: How the loop runs.
         run_dir: Folder of the run; made if absent.
@@ -127,61 +173,70 @@ def run_stage(
             stopped, from an earlier stage with its weights. A stage that is already finished is
             left as it is.
         on_eval: Called as `on_eval(model, step)` every `loop.eval_every` steps with the model in
-            eval mode and without gradients; what it returns is put into the log.
+            eval mode and without gradients; what it returns is put into the log. Of a sharded model
+            it gets the gathered one, which lies on the CPU.
 
     Raises:
-        ValueError: Settings that cannot work, or a run directory that already holds this stage.
+        ValueError: Settings that cannot work, or a run directory that already holds this stage or
+            is being trained into.
         DivergedError: The loss or the gradient is not finite.
+        TooLittleMemoryError: A step does not fit.
+        NotSavedError: A checkpoint or the log cannot be written.
     """
     parts = parts_of(model)
     _check_settings(parts, schedule, loop)
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = _find_start(run_dir, stage_index, resume)
-    state = TrainState(stage_index, 0)
-    if checkpoint:
-        checkpoint.load_weights(model)
-        if checkpoint.state.stage_index == stage_index:
-            state = checkpoint.state
-        else:
-            checkpoint = None  # an earlier stage: its weights only
-    if state.step >= schedule.steps:
-        return
-
-    accelerator = Accelerator()
-    if accelerator.distributed_type not in (
-        DistributedType.NO,
-        DistributedType.MULTI_CPU,
-        DistributedType.MULTI_GPU,
-    ):
-        raise ValueError(f"run_stage cannot shard over {accelerator.distributed_type} yet; use DDP")
+    accelerator = make_accelerator(loop.tracker, run_dir)
+    is_main = accelerator.is_main_process
+    console = Console(stderr=True, quiet=not is_main)
+    autocast_dtype = AUTOCAST[loop.mixed_precision]
+    rates_of_parts = schedule.learning_rates
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    console = Console(stderr=True, quiet=not accelerator.is_main_process)
-    autocast_dtype = AUTOCAST[loop.mixed_precision]
 
-    with _frozen(model, parts, schedule.learning_rates), short_attention():
-        for line in _describe_parts(parts, schedule.learning_rates):
+    with (
+        only_writer(run_dir, enabled=is_main),
+        StopRequest() as stop,
+        _FailedStep(schedule.name, run_dir) as at,
+        recomputed(model, loop.gradient_checkpointing),
+        _frozen(model, parts, rates_of_parts),
+        short_attention(),
+    ):
+        state, checkpoint = _find_start(model, run_dir, stage_index, resume)
+        if state.step >= schedule.steps:
+            return
+        for line in _describe_parts(parts, rates_of_parts):
             console.print(line, highlight=False)
-        optimizer = build_optimizer(
-            parts, schedule.learning_rates, schedule.weight_decay, schedule.optimizer
-        )
-        wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
-        if checkpoint:
-            checkpoint.load_optimizer(optimizer)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        batches = _load_batches(batch_at, state.next_batch, schedule, loop, accelerator)
-        last_save = time.monotonic()
-
         with (
-            _Log(run_dir, state, accelerator.is_main_process) as log,
-            _progress(console, schedule, state.step) as advance,
+            spread(
+                model, rates_of_parts, accelerator, loop.sharding, autocast_dtype, loop.compile
+            ) as wrapped,
+            TrainLog(run_dir, schedule.name, state, accelerator, console) as log,
+            progress_bar(console, schedule.name, schedule.steps, state.step) as advance,
         ):
+            optimizer = build_optimizer(
+                parts_of(inner(wrapped)), rates_of_parts, schedule.weight_decay, schedule.optimizer
+            )
+            if checkpoint:
+                checkpoint.load_optimizer(optimizer)
+            trainable = [p for p in wrapped.parameters() if p.requires_grad]
+            batches = _load_batches(batch_at, state.step, schedule, loop, accelerator)
+            last_save = time.monotonic()
+
             for step in range(state.step, schedule.steps):
                 # ---- data: all batches of the step, because the loss needs their number of items
+                at.step = step
                 wait_start = time.monotonic()
                 step_batches = [next(batches) for _ in range(loop.gradient_accumulation)]
                 wait_s = time.monotonic() - wait_start
-                num_items = int(_sum_over_ranks(accelerator, sum(map(count_items, step_batches))))
+                num_items, num_tokens = map(
+                    int,
+                    sum_over_ranks(
+                        accelerator,
+                        sum(map(count_items, step_batches)),
+                        sum(map(count_tokens, step_batches)),
+                    ),
+                )
                 if num_items == 0:
                     raise ValueError(
                         f"stage {schedule.name}, step {step}: no supervised token in the whole step"
@@ -195,6 +250,7 @@ def run_stage(
                 loss = torch.zeros((), device=accelerator.device)
                 for i, batch in enumerate(step_batches):
                     last = i == len(step_batches) - 1
+                    # DDP sends gradients once a step; FSDP2 after each batch, to keep only shards.
                     with nullcontext() if last else accelerator.no_sync(wrapped):
                         with torch.autocast(
                             accelerator.device.type,
@@ -203,41 +259,51 @@ def run_stage(
                         ):
                             batch = send_to_device(dict(batch), accelerator.device)
                             output = wrapped(**batch, num_items_in_batch=num_items)
-                        # DDP takes the mean of the ranks' gradients; the sum over n is wanted.
-                        accelerator.backward(output.loss * accelerator.num_processes)
+                        # DDP and FSDP take the mean of the ranks' gradients; we want their sum.
+                        (output.loss * accelerator.num_processes).backward()
                         loss += output.loss.detach()
-                grad_norm = accelerator.clip_grad_norm_(trainable, schedule.grad_clip)
-                loss_value = _sum_over_ranks(accelerator, loss.item())
-                _check_finite(loss_value, float(grad_norm), schedule.name, step, run_dir)
+                grad_norm = clip_gradients(trainable, schedule.grad_clip)
+
+                # ---- what all processes must agree on: the loss, whether to stop, whether to save
+                minutes = (time.monotonic() - last_save) / 60
+                save_due = is_main and minutes > loop.save_every_minutes
+                loss_value, save_due, *votes = sum_over_ranks(
+                    accelerator, loss.item(), save_due, *stop.votes()
+                )
+                exit_code = stop.exit_code(votes)
+                if not math.isfinite(loss_value) or not math.isfinite(grad_norm):
+                    number = step * len(step_batches) * accelerator.num_processes
+                    numbers = range(number, number + len(step_batches) * accelerator.num_processes)
+                    raise at.diverged(loss_value, grad_norm, rates, batch_at, numbers)
 
                 # ---- update
-                prepared_optimizer.step()
-                prepared_optimizer.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
 
                 # ---- evaluation, log, checkpoint
                 done = step + 1
                 final = done == schedule.steps
-                log.add(loss_value, num_items, sum(map(count_tokens, step_batches)), wait_s)
-                metrics = {}
+                log.add(loss_value, num_items, num_tokens, wait_s)
+                metrics, row = {}, None
                 if on_eval and loop.eval_every and (final or done % loop.eval_every == 0):
+                    gather_weights(wrapped, model)
                     metrics = _evaluate(model, on_eval, done)
-                    _set_modes(model, parts, schedule.learning_rates)
+                    _set_modes(model, parts, rates_of_parts)
                 if metrics or final or done % loop.log_every == 0:
-                    row = log.write(schedule.name, done, rates, float(grad_norm), metrics)
-                    if not console.is_terminal:
-                        console.print(_one_line(row, schedule.steps), highlight=False)
-                advance(loss_value)
-                minutes = (time.monotonic() - last_save) / 60
-                if final or done % loop.save_every == 0 or minutes > loop.save_every_minutes:
-                    state = TrainState(
-                        stage_index,
-                        done,
-                        done * loop.gradient_accumulation * accelerator.num_processes,
-                        log.elapsed_s,
-                    )
-                    if accelerator.is_main_process:
-                        save_checkpoint(run_dir, state, model, optimizer, loop.keep_checkpoints)
+                    row = log.write(done, rates, grad_norm, metrics)
+                advance(loss_value, row)
+                if final or exit_code or save_due or done % loop.save_every == 0:
+                    gather_weights(wrapped, model)
+                    optimizer_state = gather_optimizer_state(optimizer, keep=is_main)
+                    if is_main:
+                        save_checkpoint(
+                            run_dir, log.state(done), model, optimizer_state, loop.keep_checkpoints
+                        )
                     last_save = time.monotonic()
+                if exit_code:
+                    accelerator.wait_for_everyone()  # launchers kill the rest when one has left
+                    console.print(f"stopped after step {done}; {how_to_go_on(run_dir)}")
+                    raise SystemExit(exit_code)
     accelerator.wait_for_everyone()
 
 
@@ -252,7 +318,7 @@ def count_items(batch: Batch) -> int:
 
 
 def count_tokens(batch: Batch) -> int:
-    """Count the tokens that a batch feeds in, for this process's speed; rows if it has no text."""
+    """Count the tokens that a batch feeds in; rows if it has no text."""
     if "attention_mask" in batch:
         return int(batch["attention_mask"].sum())
     return batch["input_ids"].numel() if "input_ids" in batch else count_items(batch)
@@ -277,24 +343,33 @@ def _check_settings(parts: dict[str, nn.Module], schedule: Schedule, loop: LoopS
         if value < 1:
             raise ValueError(f"stage {schedule.name}: {name} must be at least 1, got {value}")
     for name, part in parts.items():
-        dtypes = {p.dtype for p in part.parameters()} if schedule.learning_rates[name] else set()
+        trained = part.parameters() if schedule.learning_rates[name] else ()
+        dtypes = {p.dtype for p in trained if p.requires_grad}
         if dtypes - {torch.float32}:
             # bfloat16 weights have 8 bits of mantissa: an update of 1e-5 of a weight is lost.
             raise ValueError(f"part {name!r} is trained but held in {dtypes}; load it as float32")
 
 
-def _find_start(run_dir: Path, stage_index: int, resume: bool) -> Checkpoint | None:
-    """Find the checkpoint to start from; without `resume` this stage must have none."""
+def _find_start(
+    model: nn.Module, run_dir: Path, stage_index: int, resume: bool
+) -> tuple[TrainState, Checkpoint | None]:
+    """Load the weights to start from; give the step to start at and the checkpoint of this stage.
+
+    Raises:
+        ValueError: Without `resume`, there is a checkpoint of this stage; with it, of a later one.
+    """
     newest = latest_checkpoint(run_dir)
-    if resume:
-        if newest and newest.state.stage_index > stage_index:
-            raise ValueError(f"{run_dir} is past stage {stage_index}: it holds {newest.path.name}")
-        return newest
-    if newest and newest.state.stage_index >= stage_index:
+    if newest and resume and newest.state.stage_index > stage_index:
+        raise ValueError(f"{run_dir} is past stage {stage_index}: it holds {newest.path.name}")
+    if newest and not resume and newest.state.stage_index >= stage_index:
         raise ValueError(
             f"{run_dir} already holds {newest.path.name}; resume it or choose another folder"
         )
-    return None
+    if newest and resume:
+        newest.load_weights(model)
+        if newest.state.stage_index == stage_index:
+            return newest.state, newest
+    return TrainState(stage_index, 0), None
 
 
 @contextmanager
@@ -322,12 +397,15 @@ def _set_modes(model: nn.Module, parts: dict[str, nn.Module], rates: Mapping[str
     model.train()
     for name, part in parts.items():
         part.train(rates[name] > 0)
+        if rates[name] == 0:
+            recompute_in_frozen(part)
 
 
 def _describe_parts(parts: dict[str, nn.Module], rates: Mapping[str, float]) -> Iterator[str]:
     for name, part in parts.items():
         millions = sum(p.numel() for p in part.parameters()) / 1e6
-        status = f"trained at {rates[name]:g}" if rates[name] else "frozen"
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad) / 1e6
+        status = f"{trained:.2f}M trained at {rates[name]:g}" if rates[name] else "frozen"
         yield f"  {name:<12}{millions:10.2f}M parameters  {status}"
 
 
@@ -343,15 +421,15 @@ class _Positions(Dataset[Batch]):
 
 def _load_batches(
     batch_at: Callable[[int], Batch],
-    next_batch: int,
+    first_step: int,
     schedule: Schedule,
     loop: LoopSettings,
     accelerator: Accelerator,
 ) -> Iterator[Batch]:
-    """Iterate over this process's batches from `next_batch` to the end of the stage."""
+    """Iterate over this process's batches from a step on to the end of the stage."""
     ranks = accelerator.num_processes
-    end = schedule.steps * loop.gradient_accumulation * ranks
-    numbers = range(next_batch + accelerator.process_index, end, ranks)
+    start, end = (n * loop.gradient_accumulation * ranks for n in (first_step, schedule.steps))
+    numbers = range(start + accelerator.process_index, end, ranks)
     loader = DataLoader(
         _Positions(batch_at),
         batch_size=None,
@@ -373,21 +451,54 @@ def _step_seed(seed: int, stage_index: int, step: int, rank: int) -> int:
     return (((seed * 1_000 + stage_index) * 1_000 + rank) * 10_000_000 + step) % 2**32
 
 
-def _sum_over_ranks(accelerator: Accelerator, value: float) -> float:
-    if accelerator.num_processes == 1:
-        return value
-    here = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
-    return float(accelerator.reduce(here, "sum"))
+@dataclass
+class _FailedStep:
+    """Says what failed, where, and what to do about it; a context manager around the steps."""
+
+    stage: str
+    run_dir: Path
+    step: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if _is_out_of_memory(error):
+            raise TooLittleMemoryError(
+                f"{self} ran out of memory ({str(error).splitlines()[0][:200]}). Use more, smaller "
+                "batches (a higher loop.gradient_accumulation), fewer clips (the stage's "
+                "max_clips), loop.gradient_checkpointing=true, or more GPUs with "
+                f"loop.sharding=fsdp2; {how_to_go_on(self.run_dir)}"
+            ) from error
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}" + ("" if self.step is None else f", step {self.step}")
+
+    def diverged(
+        self,
+        loss: float,
+        grad_norm: float,
+        rates: Mapping[str, float],
+        batch_at: Callable[[int], Batch],
+        numbers: range,
+    ) -> DivergedError:
+        """Make the error of a loss that is no number, naming the records of its step."""
+        records = ""
+        if isinstance(batch_at, TellsRecords):
+            places = [record.where for number in numbers for record in batch_at.records(number)]
+            more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+            records = f" (records {', '.join(places[:8])}{more})"
+        return DivergedError(
+            f"{self}: loss {loss}, gradient norm {grad_norm}, learning rates {dict(rates)}. Lower "
+            f"the learning rates or look at the step{records}; {how_to_go_on(self.run_dir)}"
+        )
 
 
-def _check_finite(loss: float, grad_norm: float, stage: str, step: int, run_dir: Path) -> None:
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    newest = latest_checkpoint(run_dir)
-    raise DivergedError(
-        f"stage {stage}, step {step}: loss {loss}, gradient norm {grad_norm}. Lower the learning "
-        f"rate or look at the batch; last good checkpoint: {newest.path if newest else 'none'}"
-    )
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell lack of memory from other errors; on a CPU torch has no type for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _evaluate(
@@ -396,100 +507,3 @@ def _evaluate(
     model.eval()
     with torch.no_grad():
         return on_eval(model, step)
-
-
-@dataclass
-class _Log:
-    """Sums over the steps since the last line, the file they go to, and its picture at the end."""
-
-    run_dir: Path
-    start: TrainState
-    enabled: bool
-    losses: list[float] = field(default_factory=list)
-    items: int = 0
-    tokens: int = 0
-    wait_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.started = self.window_started = time.monotonic()
-        self._drop_lines_after_checkpoint()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.enabled:
-            plot_curves(self.run_dir)  # also of a run that was stopped or diverged
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds trained in this stage, over all restarts."""
-        return self.start.elapsed_s + time.monotonic() - self.started
-
-    def add(self, loss: float, items: int, tokens: int, wait_s: float) -> None:
-        self.losses.append(loss)
-        self.items += items
-        self.tokens += tokens
-        self.wait_s += wait_s
-
-    def write(
-        self,
-        stage: str,
-        step: int,
-        rates: dict[str, float],
-        grad_norm: float,
-        metrics: dict[str, float],
-    ) -> dict[str, Any]:
-        """Write the mean over the window as one line, and start the next window."""
-        window_s = max(time.monotonic() - self.window_started, 1e-9)
-        line = {
-            "stage": stage,
-            "stage_index": self.start.stage_index,
-            "step": step,
-            "loss": sum(self.losses) / len(self.losses),
-            "learning_rates": rates,
-            "grad_norm": grad_norm,
-            "items": self.items,
-            "tokens_per_s": round(self.tokens / window_s, 1),
-            "data_wait": round(self.wait_s / window_s, 4),
-            "elapsed_s": round(self.elapsed_s, 2),
-            **metrics,
-        }
-        if self.enabled:
-            append_jsonl(self.run_dir / "log.jsonl", line)
-        self.losses, self.items, self.tokens, self.wait_s = [], 0, 0, 0.0
-        self.window_started = time.monotonic()
-        return line
-
-    def _drop_lines_after_checkpoint(self) -> None:
-        """Remove what a stopped run logged past its checkpoint: those steps are taken again."""
-        here = (self.start.stage_index, self.start.step)
-        lines = read_log(self.run_dir)
-        kept = [line for line in lines if (line["stage_index"], line["step"]) <= here]
-        if self.enabled and len(kept) < len(lines):
-            (self.run_dir / "log.jsonl").unlink()
-            append_jsonl(self.run_dir / "log.jsonl", *kept)
-
-
-def _one_line(line: dict[str, Any], steps: int) -> str:
-    """Say a log line in words, for consoles that cannot show a bar."""
-    remaining_s = line["elapsed_s"] / line["step"] * (steps - line["step"])
-    return (
-        f"{line['stage']} {line['step']}/{steps}  loss {line['loss']:.4f}  "
-        f"{line['tokens_per_s']:.0f} tokens/s  {remaining_s / 60:.1f} min left"
-    )
-
-
-@contextmanager
-def _progress(console: Console, schedule: Schedule, done: int) -> Iterator[Callable[[float], None]]:
-    """Show a bar with the time left on a terminal; yields the function that moves it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(schedule.name, total=schedule.steps, completed=done, loss=math.nan)
-        yield lambda loss: progress.update(task, advance=1, loss=loss)
