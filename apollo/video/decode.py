@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -501,6 +500,8 @@ class VideoReader:
         ends = self._find_ends(promised_s)
         if promised_s is None and ends.fps and not self._is_bare:  # counted: headers know less
             self._fps = ends.fps
+        # Now, because Matroska's index is read when the end is looked for.
+        keyframes = [e.timestamp for e in self._stream.index_entries if e.is_keyframe]
 
         self._reopen()
         decoder = self._decode()
@@ -518,6 +519,9 @@ class VideoReader:
         self._may_skip = is_plain and not self._reorder and may_skip(self._stream)
         self._start_ticks = min(ticks)
         start_s = self._start_ticks * self._tick_s
+        # When the keyframes come, as far as the index says: hints for what to seek, since many
+        # formats index decoding times, which are a little earlier than the times of showing.
+        self._keyframes_s = np.unique(np.subtract(keyframes, self._start_ticks) * self._tick_s)
 
         duration_s, self._last_frame_s = ends.video_s - start_s, ends.last_frame_s - start_s
         if promised_s is not None and promised_s - ends.any_s > _slack(promised_s - start_s):
@@ -538,15 +542,6 @@ class VideoReader:
         )
         self._timed_frames = self._time(itertools.chain(first, decoder))
         self._current, self._next = next(self._timed_frames), next(self._timed_frames, None)
-
-    @cached_property
-    def _keyframes_s(self) -> np.ndarray:
-        """When the keyframes come, as far as the file's index says: hints for what to seek.
-
-        Many formats index decoding times, which are a little earlier than the times of showing.
-        """
-        ticks = [e.timestamp for e in self._stream.index_entries if e.is_keyframe]
-        return np.unique((np.array(ticks, dtype=np.float64) - self._start_ticks) * self._tick_s)
 
     def _find_ends(self, promised_s: float | None) -> Ends:
         """Read the packets of the last seconds, or all if that fails, without decoding."""

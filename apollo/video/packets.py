@@ -150,10 +150,11 @@ def mark_needed(
         is_wanted: Asked for each frame in turn, with the ticks at which it appears and disappears.
 
     Yields:
-        Each packet. One without timestamps, and all behind it, are wanted for safety.
+        Each packet. One without a timestamp, and all behind it, are wanted for safety.
     """
     waiting: deque[av.Packet] = deque()
     starts: list[int] = []  # of the packets in reach, in order of presentation
+    decoded_to: float = -inf
 
     def judge(packet: av.Packet) -> tuple[av.Packet, bool]:
         if packet.is_discard or not packet.size:  # cut out by an edit list; the end of the stream
@@ -164,16 +165,18 @@ def mark_needed(
 
     packets = iter(packets)
     for packet in packets:
-        pts, dts = packet.pts, packet.dts
-        if packet.size and (pts is None or dts is None):
+        pts = packet.pts
+        if packet.size and pts is None:
             yield from ((p, True) for p in itertools.chain(waiting, [packet], packets))
             return
         waiting.append(packet)
-        if pts is None or dts is None:
+        if pts is None:
             continue
         if not packet.is_discard:
             insort(starts, pts)
-        num_certain = bisect_right(starts, dts)
+        if packet.dts is not None:  # Matroska has none: FFmpeg infers them after some frames
+            decoded_to = packet.dts
+        num_certain = bisect_right(starts, decoded_to)
         while waiting and num_certain and (waiting[0].pts or 0) < starts[num_certain - 1]:
             yield judge(waiting.popleft())
         if num_certain > _NUM_REMEMBERED:  # what lies that far back was given out long ago
