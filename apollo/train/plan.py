@@ -167,7 +167,10 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(plan), indent=2))
     else:
-        _show(plan, Console())
+        console = Console()
+        if not console.is_terminal:  # a file or a pipe has no width of its own
+            console.width = 140
+        _show(plan, console)
     return 0
 
 
