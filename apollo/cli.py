@@ -137,7 +137,7 @@ def _video_strip(parser: Parser) -> None:
     parser.add_argument("--frames-per-clip", type=_positive, metavar="T", help="frames of a clip")
 
 
-def _train(parser: Parser) -> None:
+def _recipe(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see `apollo list recipes`")
     parser.add_argument("--config", metavar="FILE", help="instead: the config.yaml of a run")
     parser.add_argument(
@@ -148,6 +148,10 @@ def _train(parser: Parser) -> None:
         metavar="PATH=VALUE",
         help="change a setting, as stages.0.learning_rates.connector=1e-4",
     )
+
+
+def _train(parser: Parser) -> None:
+    _recipe(parser)
     parser.add_argument("--out", metavar="DIR", help="folder of the run")
     parser.add_argument("--print-config", action="store_true", help="only print the whole config")
     parser.add_argument("--resume", action="store_true", help="go on where the run in DIR stopped")
@@ -185,16 +189,7 @@ def _data_check(parser: Parser) -> None:
 
 
 def _plan(parser: Parser) -> None:
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see `apollo list recipes`")
-    parser.add_argument("--config", metavar="FILE", help="instead: the config.yaml of a run")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATH=VALUE",
-        help="change a setting of the recipe, as in `apollo train`",
-    )
+    _recipe(parser)
     parser.add_argument("--gpus", type=_positive, default=1, metavar="N", help="how many (1)")
     parser.add_argument(
         "--gpu", default="h100", metavar="NAME", help="see `apollo list gpus` (h100)"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import write_numbered_video
 from PIL import Image
+from tiny_recipes import write_records
 from tiny_training import (
     VOCABULARY,
     StopError,
@@ -341,17 +342,7 @@ def world_dir(tmp_path_factory) -> Path:
         "multi_image": [("image", "0.png"), ("image", "1.png")],
         "video": [("video", "1.mp4")],
     }
-    for type_ in RECORD_TYPES:
-        lines = []
-        for number in range(3):
-            parts = [{"type": kind, kind: path} for kind, path in media[type_]]
-            parts.append({"type": "text", "text": f"Say {number}."})
-            turns = [
-                {"role": "user", "content": parts},
-                {"role": "assistant", "content": f"It is {number}."},
-            ]
-            lines.append(json.dumps({"id": f"{number}", "type": type_, "messages": turns}))
-        (folder / f"{type_}.jsonl").write_text("\n".join(lines) + "\n")
+    write_records(folder, media, num_records=3)
     return folder
 
 

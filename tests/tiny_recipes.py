@@ -36,6 +36,21 @@ def make_parts(folder: Path) -> Path:
     return folder
 
 
+def write_records(folder: Path, media: dict[str, list[tuple[str, str]]], num_records: int) -> None:
+    """Write a file of records of each type, all with the type's media."""
+    for type_ in RECORD_TYPES:
+        lines = []
+        for number in range(num_records):
+            parts = [{"type": kind, kind: path} for kind, path in media[type_]]
+            parts.append({"type": "text", "text": f"Say {number}."})
+            turns = [
+                {"role": "user", "content": parts},
+                {"role": "assistant", "content": f"It is {number}."},
+            ]
+            lines.append(json.dumps({"id": f"{number}", "type": type_, "messages": turns}))
+        (folder / f"{type_}.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def make_data(folder: Path) -> Path:
     """Two records of each type."""
     write_numbered_video(folder / "0.mp4", range(60))
@@ -46,17 +61,7 @@ def make_data(folder: Path) -> Path:
         "multi_image": [("image", "0.png"), ("image", "0.png")],
         "video": [("video", "0.mp4")],
     }
-    for type_ in RECORD_TYPES:
-        lines = []
-        for number in range(2):
-            parts = [{"type": kind, kind: path} for kind, path in media[type_]]
-            parts.append({"type": "text", "text": f"Say {number}."})
-            turns = [
-                {"role": "user", "content": parts},
-                {"role": "assistant", "content": f"It is {number}."},
-            ]
-            lines.append(json.dumps({"id": f"{number}", "type": type_, "messages": turns}))
-        (folder / f"{type_}.jsonl").write_text("\n".join(lines) + "\n")
+    write_records(folder, media, num_records=2)
     return folder
 
 

@@ -14,7 +14,6 @@ import copy
 import heapq
 import itertools
 import logging
-import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
+from apollo.runtime import num_available_cores
 from apollo.video.files import DamagedVideoError, check_source, is_whole, open_file
 from apollo.video.packets import (
     NO_TIMESTAMPS,
@@ -150,7 +150,7 @@ class VideoReader:
                     f"{self._name} is damaged: its frames cannot be decoded ({error}); "
                     "copy or download it again"
                 ) from error
-        self._num_threads = num_threads or _num_cores()
+        self._num_threads = num_threads or num_available_cores()
         self._helpers: list[VideoReader] = []
         self._num_damaged = 0
         self._longest_gop_s = 0.0
@@ -563,11 +563,6 @@ def check_times(times_s: Sequence[float] | np.ndarray) -> np.ndarray:
     if wanted_s.ndim != 1 or not np.all(np.isfinite(wanted_s)) or np.any(wanted_s < 0):
         raise ValueError(f"times must be a list of seconds from 0, not {times_s}")
     return wanted_s
-
-
-def _num_cores() -> int:
-    """Cores that this process may use: in a container often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _slack(duration_s: float) -> float:
