@@ -340,7 +340,7 @@ def make_batches(sources, batches_per_step=2, batch_size=4, cache=None, **settin
 def test_tokens_are_counted_exactly_without_decoding(sources):
     maker = make_batches(sources)
     for record in (record for source in sources for record in source):
-        maker.records = lambda _, record=record: [record]  # type: ignore[method-assign]
+        maker._rows = lambda _, record=record: [[record]]  # type: ignore[method-assign]
         assert maker.num_tokens(record) == int(maker(0)["attention_mask"].sum())
     assert len(sketch_medium("video", Path("absent.mp4"), SAMPLING).spans_s) == 1
 
@@ -370,6 +370,39 @@ def test_packing_changes_neither_the_records_nor_the_loss_of_a_step(sources, tmp
         longest = max(rows.num_tokens(record) for record in plain.records(step))
         assert abs(tokens[0] - tokens[1]) <= longest
         assert ("pixel_values" in cached(2 * step)) is False
+
+
+def test_bounded_rows_change_neither_the_records_nor_the_loss_of_a_step(sources):
+    model = make_model(make_config())
+    attend(model, PACKED)
+    free = make_batches(sources, packed=True)
+    longest = max(free.num_tokens(record) for record in free.records(0) + free.records(1))
+    bounded = make_batches(sources, packed=True, tokens_per_row=longest)
+    for step in range(2):
+        numbers = (2 * step, 2 * step + 1)
+        wanted = [free(number) for number in numbers]
+        got = [bounded(number) for number in numbers]
+        assert len(got[0]) == len(got[1]) > 1  # processes take as many rows as each other
+        rows = [row for batch in got for row in batch]
+        assert max(int(row["attention_mask"].sum()) for row in rows) <= longest
+        for maker in (free, bounded):
+            records = [record for number in numbers for record in maker.records(number)]
+            assert len(records) == len({record.where for record in records}) == 8
+        items = sum(map(count_items, wanted))
+        assert items == sum(map(count_items, rows))
+        with torch.no_grad():
+            losses = [
+                sum(model(**row, num_items_in_batch=items).loss.item() for row in some)
+                for some in (wanted, rows)
+            ]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_record_too_long_for_a_bounded_row_is_named(sources):
+    with pytest.raises(ValueError, match=r"record .* has \d+ tokens, tokens_per_row allows 9"):
+        make_batches(sources, packed=True, tokens_per_row=9)(0)
+    with pytest.raises(ValueError, match="set packing=true"):
+        make_batches(sources, tokens_per_row=9)
 
 
 def test_a_packed_batch_is_a_function_of_its_number(sources):

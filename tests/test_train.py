@@ -557,6 +557,31 @@ def test_a_bad_video_stops_the_run_and_is_named(finished, tmp_path):
         train_recipe(config)
 
 
+def test_a_run_in_bounded_rows_learns_the_same(finished, tmp_path):
+    stage = replace(finished.stages[-1], packing=True)
+    for name, most in (("free", None), ("bounded", 400)):
+        stages = [replace(stage, tokens_per_row=most)]
+        train_recipe(replace(finished, stages=stages, out_dir=tmp_path / name))
+    logs = [read_log(tmp_path / name) for name in ("free", "bounded")]
+    assert [line["items"] for line in logs[0]] == [line["items"] for line in logs[1]]
+    losses = [[line["loss"] for line in log] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3)
+
+
+def test_a_video_that_takes_too_long_stops_the_run_and_is_named(finished, tmp_path):
+    config = replace(
+        finished,
+        stages=finished.stages[1:2],
+        out_dir=tmp_path / "run",
+        video_time_limit_s=1e-4,
+        loop=replace(finished.loop, num_workers=1),
+    )
+    with pytest.raises(
+        MediaError, match=r"video\.jsonl:\d: video .*\.mp4 .* took longer than 0.0001"
+    ):
+        train_recipe(config)
+
+
 def test_a_row_too_long_for_the_llm_is_named(finished):
     _, processor = join_parts(finished.model, 2)
     records = read_records(finished.data_dir / "video.jsonl")

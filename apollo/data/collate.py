@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LoadVideo = Callable[..., VideoClips]
 GROUP = 8
 """Videos and images that are encoded together when a cache is filled."""
 
@@ -60,6 +61,10 @@ class BatchMaker:
         batches_per_step: Batches that make up one optimiser step, over accumulation and processes.
         packed: Put the records of a batch into one row with `segment_ids`, without padding (see
             `packing.py`), instead of one padded row for each.
+        load_video: What opens a video: `load_clips`, or `GuardedLoader.load`, which takes the same
+            arguments and cannot hang.
+        tokens_per_row: Most tokens of a packed row. A batch is then a list of rows, as many as the
+            longest batch of its step needs, so that all processes take equally many.
     """
 
     def __init__(
@@ -73,7 +78,11 @@ class BatchMaker:
         cache: FeatureCache | None = None,
         batches_per_step: int = 1,
         packed: bool = False,
+        load_video: LoadVideo = load_clips,
+        tokens_per_row: int | None = None,
     ) -> None:
+        if tokens_per_row is not None and not packed:
+            raise ValueError("tokens_per_row bounds packed rows: set packing=true, too")
         self.sources = sources
         self.mixture = mixture
         self.processor = processor
@@ -83,28 +92,54 @@ class BatchMaker:
         self.cache = cache
         self.batches_per_step = batches_per_step
         self.packed = packed
+        self.load_video = load_video
+        self.tokens_per_row = tokens_per_row
         self._dealt: tuple[int, list[list[Record]]] = (-1, [])  # the last step: it has more batches
 
     def records(self, number: int) -> list[Record]:
         """Give the records of a batch."""
+        return [record for row in self._rows(number) for record in row]
+
+    def _rows(self, number: int) -> list[list[Record]]:
+        """Give the records of each row of a packed batch; those of a padded one are together."""
         step, place = divmod(number, self.batches_per_step)
         if self._dealt[0] != step:
             self._dealt = (step, self._deal(step))
-        return self._dealt[1][place]
+        return self._dealt[1][place :: self.batches_per_step]
 
     def _deal(self, step: int) -> list[list[Record]]:
         size = self.batch_size * self.batches_per_step
         places = [self.mixture[i] for i in range(step * size, (step + 1) * size)]
         records = [self.sources[source][place] for source, place in places]
-        if self.batches_per_step == 1:
+        if self.batches_per_step == 1 and self.tokens_per_row is None:
             return [records]
         lengths = [self.num_tokens(record) for record in records]
-        if self.packed:
+        if self.tokens_per_row is not None:
+            batches = self._deal_rows(records, lengths, self.tokens_per_row)
+        elif self.packed:
             batches = deal(lengths, self.batches_per_step)
         else:
             order = sorted(range(size), key=lengths.__getitem__)
             batches = [order[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
         return [[records[i] for i in batch] for batch in batches]
+
+    def _deal_rows(
+        self, records: Sequence[Record], lengths: Sequence[int], most: int
+    ) -> list[list[int]]:
+        """Deal the records of a step to as few rows as none is too long of, equally many a batch.
+
+        Raises:
+            ValueError: One record alone is too long.
+        """
+        for rows_per_batch in range(1, self.batch_size + 1):
+            rows = deal(lengths, self.batches_per_step * rows_per_batch)
+            if max(sum(lengths[i] for i in row) for row in rows) <= most:
+                return rows
+        length, record = max(zip(lengths, records, strict=True), key=lambda pair: pair[0])
+        raise ValueError(
+            f"{record.where}: record {record.id!r} has {length} tokens, tokens_per_row allows "
+            f"{most}; raise it, lower max_clips, or shorten the record"
+        )
 
     def num_tokens(self, record: Record) -> int:
         """Count the tokens of a record without decoding its media; headers tell how many clips."""
@@ -113,16 +148,21 @@ class BatchMaker:
         )
         return self.processor([sketch], with_pixels=False)["input_ids"].shape[1]
 
-    def __call__(self, number: int) -> dict[str, Any]:
+    def __call__(self, number: int) -> dict[str, Any] | list[dict[str, Any]]:
         """Make a batch: `input_ids`, `attention_mask`, `labels` (B, L) and its clips, if any.
 
-        A packed batch is one row, B = 1, and has `segment_ids` too.
+        A packed batch is one row, B = 1, and has `segment_ids` too; with `tokens_per_row` it is a
+        list of such rows.
 
         Raises:
             MediaError: A video or image cannot be read.
-            ValueError: A conversation is longer than the LLM can read.
+            ValueError: A conversation is longer than the LLM can read, or than a row may be.
         """
-        records = self.records(number)
+        rows = [self._batch(records, number) for records in self._rows(number)]
+        return rows[0] if self.tokens_per_row is None else rows
+
+    def _batch(self, records: Sequence[Record], number: int) -> dict[str, Any]:
+        """Make the padded batch, or the packed row, of these records."""
         try:
             batch = self._make(records, number, self.cache)
         except BrokenFeaturesError as error:
@@ -142,7 +182,9 @@ class BatchMaker:
 
         def load(kind: str, medium: Medium, where: str) -> VideoClips | Image.Image:
             if cache is None:
-                return load_medium(kind, medium, self.sampling, self.processor, where)
+                return load_medium(
+                    kind, medium, self.sampling, self.processor, where, self.load_video
+                )
             cached = cache.load(medium)
             features.append(cached.features)
             return Image.new("RGB", (1, 1)) if cached.clips is None else cached.clips
@@ -202,7 +244,12 @@ def sketch_medium(kind: str, medium: Medium, sampling: ClipSampling) -> VideoCli
 
 
 def load_medium(
-    kind: str, medium: Medium, sampling: ClipSampling, processor: Any, where: str
+    kind: str,
+    medium: Medium,
+    sampling: ClipSampling,
+    processor: Any,
+    where: str,
+    load_video: LoadVideo = load_clips,
 ) -> VideoClips | Image.Image:
     """Load a video's clips or an image; a bad file is an error, never another file instead.
 
@@ -212,6 +259,7 @@ def load_medium(
         sampling: How clips are chosen from a video.
         processor: Its `squares` say what the encoders see of a video's frames.
         where: Whose medium it is, for the message.
+        load_video: See `BatchMaker`.
 
     Raises:
         MediaError: The file cannot be read.
@@ -219,7 +267,7 @@ def load_medium(
     try:
         source = fetch(medium)
         if kind == "video":
-            return load_clips(source, sampling, squares=processor.squares, num_threads=1)
+            return load_video(source, sampling, squares=processor.squares, num_threads=1)
         return load_image(source)
     except (ValueError, OSError) as error:
         raise MediaError(f"{where}: {kind} {medium} cannot be read: {error}") from error
@@ -232,6 +280,7 @@ def fill_cache(
     processor: Any,
     encode: Callable[[list[Any]], torch.Tensor],
     track: Callable[[list[Any], str], Iterable[Any]] = lambda items, _: items,
+    load_video: LoadVideo = load_clips,
 ) -> int:
     """Encode every video and image of the records that the cache does not hold yet.
 
@@ -244,6 +293,7 @@ def fill_cache(
         processor: Makes `pixel_values`; its `squares` say what the encoders see of a frame.
         encode: The model's encoders: pixel values to features (C, T, H, W, D), without gradients.
         track: Shows progress: called with the groups of missing media and a description.
+        load_video: See `BatchMaker`.
 
     Returns:
         How many files were encoded.
@@ -258,7 +308,9 @@ def fill_cache(
 
     def load(group: list[_Use]) -> tuple[list[Medium], list[Any], list[Any]]:
         group = [use for use in group if use[1] not in cache]
-        media = [load_medium(kind, m, sampling, processor, where) for kind, m, where in group]
+        media = [
+            load_medium(kind, m, sampling, processor, where, load_video) for kind, m, where in group
+        ]
         turns = [
             [{"role": "user", "content": [{"type": kind, kind: medium}]}]
             for (kind, _, _), medium in zip(group, media, strict=True)

@@ -8,7 +8,8 @@ neither what a step sees nor its loss, and batch i stays a function of i.
 
 There is no number of rows to choose and no row to fill: a batch holds an equal share of the step's
 tokens, whose number is batch_size * mean length / (gradient_accumulation * processes). To need less
-memory, raise gradient_accumulation. No torch until it is called. Read next: `collate.py`.
+memory, raise gradient_accumulation, or bound the rows by `tokens_per_row`. No torch until it is
+called. Read next: `collate.py`.
 
 Shapes: B conversations, L the longest, T tokens of all of them, rounded up.
 """

@@ -87,12 +87,15 @@ class Stage(Schedule):
         max_clips: Largest number of clips of a video; a longer video's clips are spaced out.
         packing: Put the records of a batch into one row without padding, none of which sees
             another; the steps and their losses stay the same.
+        tokens_per_row: Most tokens of a packed row: what fits into memory. A step that has more is
+            taken in more pieces; null for no bound.
     """
 
     sources: list[Source]
     batch_size: int
     max_clips: int
     packing: bool = False
+    tokens_per_row: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -108,6 +111,8 @@ class TrainConfig:
         feature_cache_dir: Where the features of frozen encoders are kept, so that each video is
             decoded and encoded once; without it, that happens every time.
         lora: Train the LLM by low-rank matrices beside its weights; without it, in full.
+        video_time_limit_s: Longest that a video may take to load, in seconds: a file that hangs or
+            crashes the decoder ends the run with its name instead of stopping it for ever.
     """
 
     model: ModelSettings
@@ -117,6 +122,7 @@ class TrainConfig:
     loop: LoopSettings = field(default_factory=LoopSettings)
     feature_cache_dir: Path | None = None
     lora: LoraSettings | None = None
+    video_time_limit_s: float = 120.0
 
 
 def micro() -> TrainConfig:

@@ -43,6 +43,7 @@ from apollo.train.optim import check_learning_rates
 from apollo.train.recipes import RECIPES, Stage, TrainConfig
 from apollo.train.scale import join_processes
 from apollo.train.trainer import AUTOCAST, LoopSettings, run_stage
+from apollo.video import GuardedLoader
 
 OnEval = Callable[[nn.Module, int], dict[str, float]]
 
@@ -234,6 +235,8 @@ def _make_batches(
         max_tokens=model.model.llm.config.max_position_embeddings,
         batches_per_step=config.loop.gradient_accumulation * process.num_processes,
         packed=stage.packing,
+        load_video=GuardedLoader(config.video_time_limit_s).load,
+        tokens_per_row=stage.tokens_per_row,
     )
     if stage.packing:
         use_packed_attention(model.model.llm)
@@ -279,7 +282,15 @@ def _fill_cache(
     records = [batches.sources[source][place] for source, place in sorted(drawn)]
     if process.is_main_process:
         model.to(process.device).eval()
-        num_new = fill_cache(cache, records, batches.sampling, batches.processor, encode, progress)
+        num_new = fill_cache(
+            cache,
+            records,
+            batches.sampling,
+            batches.processor,
+            encode,
+            progress,
+            batches.load_video,
+        )
         Console(stderr=True).print(
             f"feature cache {cache.folder}: {num_new} videos and images encoded, {cache.size()}"
         )

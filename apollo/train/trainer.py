@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,9 @@ from apollo.train.scale import (
 
 Batch = Mapping[str, Any]
 """What the model takes: `input_ids`, `labels` (-100: not supervised) and so on; tensors, lists."""
+BatchAt = Callable[[int], Batch | Sequence[Batch]]
+"""From its number to a batch, or to its rows, which go through the model one after the other; of a
+step, all batches have equally many."""
 
 IGNORED_LABEL = -100
 AUTOCAST = {"no": None, "bf16": torch.bfloat16}
@@ -144,7 +147,7 @@ class LoopSettings:
 
 def run_stage(
     model: nn.Module,
-    batch_at: Callable[[int], Batch],
+    batch_at: BatchAt,
     schedule: Schedule,
     loop: LoopSettings,
     run_dir: Path,
@@ -227,7 +230,9 @@ def run_stage(
                 # ---- data: all batches of the step, because the loss needs their number of items
                 at.step = step
                 wait_start = time.monotonic()
-                step_batches = [next(batches) for _ in range(loop.gradient_accumulation)]
+                step_batches = [
+                    row for _ in range(loop.gradient_accumulation) for row in next(batches)
+                ]
                 wait_s = time.monotonic() - wait_start
                 num_items, num_tokens = map(
                     int,
@@ -272,8 +277,8 @@ def run_stage(
                 )
                 exit_code = stop.exit_code(votes)
                 if not math.isfinite(loss_value) or not math.isfinite(grad_norm):
-                    number = step * len(step_batches) * accelerator.num_processes
-                    numbers = range(number, number + len(step_batches) * accelerator.num_processes)
+                    pieces = loop.gradient_accumulation * accelerator.num_processes
+                    numbers = range(step * pieces, (step + 1) * pieces)
                     raise at.diverged(loss_value, grad_norm, rates, batch_at, numbers)
 
                 # ---- update
@@ -409,24 +414,25 @@ def _describe_parts(parts: dict[str, nn.Module], rates: Mapping[str, float]) -> 
         yield f"  {name:<12}{millions:10.2f}M parameters  {status}"
 
 
-class _Positions(Dataset[Batch]):
+class _Positions(Dataset[Sequence[Batch]]):
     """A map-style data set over batch numbers: the loop starts anywhere, workers load ahead."""
 
-    def __init__(self, batch_at: Callable[[int], Batch]) -> None:
+    def __init__(self, batch_at: BatchAt) -> None:
         self.batch_at = batch_at
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.batch_at(index)
+    def __getitem__(self, index: int) -> Sequence[Batch]:
+        batch = self.batch_at(index)
+        return [batch] if isinstance(batch, Mapping) else batch
 
 
 def _load_batches(
-    batch_at: Callable[[int], Batch],
+    batch_at: BatchAt,
     first_step: int,
     schedule: Schedule,
     loop: LoopSettings,
     accelerator: Accelerator,
-) -> Iterator[Batch]:
-    """Iterate over this process's batches from a step on to the end of the stage."""
+) -> Iterator[Sequence[Batch]]:
+    """Iterate over the rows of this process's batches from a step on to the end of the stage."""
     ranks = accelerator.num_processes
     start, end = (n * loop.gradient_accumulation * ranks for n in (first_step, schedule.steps))
     numbers = range(start + accelerator.process_index, end, ranks)
@@ -479,7 +485,7 @@ class _FailedStep:
         loss: float,
         grad_norm: float,
         rates: Mapping[str, float],
-        batch_at: Callable[[int], Batch],
+        batch_at: BatchAt,
         numbers: range,
     ) -> DivergedError:
         """Make the error of a loss that is no number, naming the records of its step."""
