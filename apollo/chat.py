@@ -203,25 +203,15 @@ class VideoChat:
             messages: A conversation that ends with the user; paths in it are loaded.
             options: Possible answers.
         """
-        import torch
-
+        from apollo.model.likelihood import Row, log_probabilities, read_prefix
         from apollo.model.processing import END_OF_TURN
 
-        messages = map_media(normalize(messages), self._load_media)
-        tokenizer, scores = self.processor.tokenizer, []
-        with torch.inference_mode():
-            prompt = self.model(**self._batch(messages), use_cache=True, logits_to_keep=1)
-            cache = prompt.past_key_values
-            for option in options:
-                answer = tokenizer(
-                    option + END_OF_TURN, add_special_tokens=False, return_tensors="pt"
-                )["input_ids"].to(self.model.device)
-                read = self.model(input_ids=answer[:, :-1], past_key_values=cache, use_cache=True)
-                cache.crop(1 - answer.shape[1])  # forget the option again
-                logits = torch.cat([prompt.logits, read.logits], dim=1).float()
-                chosen = logits.log_softmax(-1).gather(2, answer[..., None])  # (1, tokens, 1)
-                scores.append(float(chosen.sum()))
-        return scores
+        batch = self._batch(map_media(normalize(messages), self._load_media))
+        *shared, last = batch["input_ids"][0].tolist()
+        prefix = read_prefix(self.model, shared, batch.get("clip_features"))
+        texts = [option + END_OF_TURN for option in options]
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return log_probabilities(self.model, prefix, [Row([last], ids)], batch_size=1)[0]
 
     def _batch(self, messages: list[Message]) -> dict[str, Any]:
         """Inputs for the answer to `messages`; their media are encoded once, not each turn."""

@@ -43,6 +43,7 @@ LISTS = {
     "benchmarks": "apollo.eval.benchmarks:BENCHMARKS",
     "answerers": "apollo.eval.answerers:ANSWERERS",
     "conditions": "apollo.eval.answerers:CONDITIONS",
+    "scorings": "apollo.eval.answerers:SCORINGS",
     "models": "apollo.chat:MODELS",
 }
 
@@ -232,24 +233,72 @@ def _part(parser: Parser) -> None:
 
 def _eval(parser: Parser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL", help="folder or hub id, or one of `apollo list answerers`"
+        "model",
+        metavar="MODEL",
+        help="an Apollo model's folder or hub id, huggingface:FOLDER_OR_HUB_ID, api:NAME, "
+        "oracle or random; see `apollo list answerers`",
     )
+    parser.add_argument("--data", metavar="FOLDER_OR_HUB_ID", help="where questions and videos are")
     parser.add_argument(
-        "--questions", required=True, metavar="FILE_OR_DIR", help="questions as JSON lines"
+        "--benchmark",
+        metavar="NAME",
+        help="how to read them, see `apollo list benchmarks`; default: as a world or a curated "
+        "benchmark if the folder is one, else questions (own JSON lines)",
     )
     parser.add_argument(
         "--condition",
         nargs="+",
+        default=["video"],
         metavar="NAME",
-        help="what is shown: video, frame (the centre one), text (nothing); default: each in turn",
-    )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="ask only the first N")
-    parser.add_argument(
-        "--out", default="runs/eval", metavar="DIR", help="predictions and report (runs/eval)"
+        help="what is shown, see `apollo list conditions` (video)",
     )
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N", help="options scored at once (32)"
+        "--scoring",
+        choices=("letter", "option", "generate"),
+        help="likelihood of each option's letter, or of its text, or read from a written answer; "
+        "default: the benchmark's, or what the model can do",
     )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="ask only N of the questions")
+    parser.add_argument(
+        "--out",
+        default="runs/eval",
+        metavar="DIR",
+        help="predictions and report; called again, it goes on there (runs/eval)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=16,
+        metavar="N",
+        help="rows, or requests, at once: changes the speed, not the answers (16)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the model's weights"
+    )
+    parser.add_argument("--server", metavar="URL", help="with api:NAME, as http://host:8000/v1")
+    parser.add_argument(
+        "--send",
+        choices=("frames", "file"),
+        help="what an api: gets: pictures, or the file (frames)",
+    )
+    parser.add_argument(
+        "--num-frames",
+        type=_positive,
+        metavar="N",
+        help="frames of a video that are shown; with huggingface: and api:",
+    )
+
+
+def _compare(parser: Parser) -> None:
+    parser.add_argument("run_a", metavar="RUN_A", help="folder of an evaluation")
+    parser.add_argument("run_b", metavar="RUN_B", help="another, of the same questions")
+    parser.add_argument(
+        "--condition", default="video", metavar="NAME", help="which predictions (video)"
+    )
+    parser.add_argument(
+        "--common", action="store_true", help="leave out questions that one run alone was asked"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write a page (HTML)")
 
 
 def _convert(parser: Parser) -> None:
@@ -295,6 +344,11 @@ COMMANDS = {
     "export": Command("apollo.train.export:main", "write a trained model for others", _export),
     "part": Command("apollo.train.parts:main", "train a part of the micro model", _part),
     "eval": Command("apollo.eval.runner:main", "measure a model on questions", _eval),
+    "compare": Command(
+        "apollo.eval.compare:main",
+        "say whether two evaluations differ",
+        _compare,
+    ),
     "convert": Command(
         "apollo.model.conversion:main", "make a released checkpoint loadable", _convert
     ),
@@ -374,6 +428,8 @@ def _summary(value: Any) -> str:
     """A line about a table's entry: its own text, or what the function or class in it says."""
     if isinstance(value, str):
         return value
+    if isinstance(about := getattr(value, "about", None), str):
+        return about
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
         return next((_summary(field) for field in fields if callable(field)), "")

@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from apollo.chat import DEFAULT_MODEL, VideoChat
 from apollo.eval import report
-from apollo.eval.answerers import CONDITIONS, ModelAnswerer
-from apollo.eval.benchmarks import Question, read_questions
+from apollo.eval.answerers import make_answerer
+from apollo.eval.questions import Question, read_questions
 from apollo.eval.runner import evaluate, format_score, print_table
 from apollo.eval.scoring import Score, Tables
 from apollo.messages import question_prompt
@@ -88,8 +88,8 @@ def main(args: argparse.Namespace) -> int:
         print_shown(item, console)
 
     say(f"Evaluating it on {len(questions)} questions: whole video, centre frame, text alone")
-    answerer = ModelAnswerer(DEFAULT_MODEL)
-    shipped = evaluate(answerer, questions, list(CONDITIONS), out_dir / "eval_shipped")
+    answerer = make_answerer(DEFAULT_MODEL, scoring="option")
+    shipped = evaluate(answerer, questions, ["video", "frame", "text"], out_dir / "eval_shipped")
     print_table("class", shipped["class"] | shipped["overall"], console)
 
     say(f"Training all three stages from the shipped parts for about {args.minutes:g} minutes")
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
         console.print(f"  {stage:<8} loss {start_and_end(values)}")
 
     say("Evaluating the model that was just trained")
-    answerer = ModelAnswerer(model_dir)
+    answerer = make_answerer(str(model_dir), scoring="option")
     trained = evaluate(answerer, questions, ["video", "text"], out_dir / "eval_trained")
     print_table("class", trained["class"] | trained["overall"], console)
     console.print(f"  {verdict(trained['overall']['all']['video'])}")

@@ -1,4 +1,4 @@
-"""The machine a run happens on: device, seeds, threads, memory, directories, JSON lines, progress.
+"""The machine a run happens on: device, processes, seeds, threads, memory, files, progress.
 
 Small helpers that training, evaluation and the world share. torch is imported inside the functions
 that need it, so that torch-free commands may use the rest.
@@ -13,7 +13,7 @@ import os
 import platform
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +35,54 @@ def pick_device() -> "torch.device":
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@contextmanager
+def joined_processes() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; each takes a GPU of its own.
+
+    For work that is shared out beforehand: the processes only wait for each other (`wait_for_all`),
+    which gloo can do on any machine. Training joins them by Accelerate (apollo/train/scale.py).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(hours=12))
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def rank_and_number() -> tuple[int, int]:
+    """This process's number, from 0, and how many there are: (0, 1) unless they were joined."""
+    if "torch" not in sys.modules:
+        return 0, 1
+    import torch.distributed as processes
+
+    if not (processes.is_available() and processes.is_initialized()):
+        return 0, 1
+    return processes.get_rank(), processes.get_world_size()
+
+
+def wait_for_all() -> None:
+    """Wait until every joined process is here.
+
+    Raises:
+        ValueError: One of them has ended, so that the others would wait for ever.
+    """
+    if rank_and_number()[1] == 1:
+        return
+    import torch.distributed as processes
+
+    try:
+        processes.barrier()
+    except RuntimeError as error:
+        raise ValueError("another process of this run has stopped; see what it says") from error
 
 
 def set_seed(seed: int) -> None:
@@ -228,7 +276,9 @@ def _gpu_name() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item], description: str, total: int | None = None
+) -> Generator[Item, None, None]:
     """Yield `items` while a bar on stderr shows how many are done and how long the rest takes.
 
     Args:

@@ -17,4 +17,4 @@ if [ -e runs/micro ]; then $apollo train --resume --out runs/micro; else
     model.encoders='[runs/parts/siglip/model, runs/parts/internvideo2/model]' model.llm=runs/parts/llm/model
 fi
 .venv/bin/python scripts/ship_micro.py
-$apollo eval apollo/assets/micro --questions runs/held_out --out runs/eval_micro
+$apollo eval apollo/assets/micro --data runs/held_out --condition video frame text --out runs/eval_micro

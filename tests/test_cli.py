@@ -22,7 +22,18 @@ COMMAND_LINES = {
     "plan": ["plan", "3b", "--gpus", "8", "--gpu", "h100", "--assume", "mfu=0.4", "--json"],
     "export": ["export", "runs/x", "--out", "d", "--dtype", "bfloat16"],
     "part": ["part", "siglip", "--out", "runs/parts/siglip"],
-    "eval": ["eval", "m", "--questions", "q.jsonl", "--condition", "video", "text"],
+    "eval": [
+        "eval",
+        "m",
+        "--data",
+        "q.jsonl",
+        "--condition",
+        "video",
+        "text",
+        "--scoring",
+        "option",
+    ],
+    "compare": ["compare", "runs/a", "runs/b", "--condition", "text"],
     "convert": ["convert", "SRC", "DST"],
     "list": ["list", "recipes"],
     "demo": ["demo", "--minutes", "0.5"],
@@ -82,6 +93,21 @@ def test_list(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["fps", "uniform", "center", "released"]
     assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["answerers", "benchmarks", "conditions", "scorings"])
+def test_what_the_evaluation_offers_is_explained(kind, capsys):
+    assert cli.main(["list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 3 and all(len(line.split()) > 3 for line in lines), lines
+
+
+def test_scorings_offered_are_all_there_are():
+    from apollo.eval.answerers import SCORINGS
+
+    for name in SCORINGS:
+        args = cli.build_parser().parse_args(["eval", "m", "--scoring", name])
+        assert args.scoring == name
 
 
 def run_with(monkeypatch, error: BaseException) -> int:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from apollo import demo
 from apollo.cli import main
-from apollo.eval.benchmarks import read_questions
+from apollo.eval.questions import read_questions
 from apollo.eval.scoring import Score
 from apollo.train import run
 from apollo.train.recipes import RECIPES, TrainConfig

@@ -1,20 +1,30 @@
-"""Questions, scores, the runner's promises, reports, and likelihood answers of a tiny model."""
+"""The runner's promises: the same file however a run came about, and nothing asked twice."""
 
 import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
-import numpy as np
 import pytest
 
-from apollo.eval import report
+from apollo.cli import build_parser, main
 from apollo.eval.answerers import Answer, OracleAnswerer, RandomAnswerer
-from apollo.eval.benchmarks import Question, read_questions
-from apollo.eval.runner import evaluate, read_predictions
-from apollo.eval.scoring import Prediction, bootstrap_interval, score, tabulate
-from apollo.media import sampling_of
+from apollo.eval.questions import Question, read_questions
+from apollo.eval.run_folder import RunFolder
+from apollo.eval.runner import evaluate, questions_hash, units_of
+from apollo.eval.scoring import read_predictions
 from apollo.video import VideoError
 
+ROOT = Path(__file__).parent.parent
 RECORD = {
     "question_id": "q0",
     "video": "videos/v0.mp4",
@@ -51,237 +61,250 @@ def make_questions(num: int, per_video: int = 4) -> list[Question]:
     ]
 
 
-# ---- questions ----
+class Watched(RandomAnswerer):
+    """A guesser that remembers what it was shown and asked, and fails as it is told to."""
 
-
-def test_questions_round_trip_from_file_and_folder(tmp_path):
-    other = RECORD | {"question_id": "q1", "duration_s": 8, "scene": 3}  # "scene": its maker's own
-    path = write_questions(tmp_path, [RECORD, other])
-    questions = read_questions(path)
-    assert questions == read_questions(tmp_path)
-    assert questions[0].video == tmp_path / "videos/v0.mp4"
-    assert questions[0].question_class == "perception"
-    assert questions[1].options == tuple(RECORD["options"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": 4}, "not an index"),
-        ({"answer": "star"}, "'answer'"),
-        ({"answer": True}, "'answer'"),
-        ({"options": ["one"]}, "two or more"),
-        ({"options": ["same", "same", "b", "c"]}, "the same"),
-        ({"options": "abcd"}, "'options'"),
-        ({"needs": "luck"}, "luck"),
-        ({"question": "  "}, "empty"),
-        ({"duration_s": -1}, "positive"),
-        ({"duration_s": float("nan")}, "positive"),
-        ({"question_id": "q0"}, "also on line 1"),
-    ],
-)
-def test_bad_question_names_file_and_line(tmp_path, change, message):
-    path = write_questions(tmp_path, [RECORD, RECORD | {"question_id": "q1"} | change])
-    with pytest.raises(ValueError, match=message) as error:
-        read_questions(path)
-    assert f"{path}:2: " in str(error.value)
-
-
-def test_other_broken_question_files(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    with pytest.raises(ValueError, match="world make"):
-        read_questions(tmp_path)
-    with pytest.raises(ValueError, match="cannot read"):
-        read_questions(path)
-    path.write_text("\n")
-    with pytest.raises(ValueError, match="holds no questions"):
-        read_questions(path)
-    path.write_text("[1, 2]\n")
-    with pytest.raises(ValueError, match=":1: a question is a JSON object"):
-        read_questions(path)
-    write_questions(tmp_path, [{key: RECORD[key] for key in RECORD if key != "needs"}])
-    with pytest.raises(ValueError, match=":1: fields are missing: needs"):
-        read_questions(path)
-    path.write_text('{"question_id": \n')
-    with pytest.raises(ValueError, match=":1: "):
-        read_questions(path)
-    path.write_bytes(b"\x00\xff\xfe")
-    with pytest.raises(ValueError, match="UTF-8"):
-        read_questions(path)
-
-
-def test_a_line_separator_inside_a_text_is_no_line_end(tmp_path):
-    line = json.dumps(RECORD | {"question": "one\u2028two"}, ensure_ascii=False)
-    (tmp_path / "questions.jsonl").write_text(line + "\n", encoding="utf-8")
-    assert read_questions(tmp_path)[0].question == "one\u2028two"
-
-
-# ---- scores ----
-
-
-def predict(question: Question, right: bool, condition: str = "video") -> Prediction:
-    best = question.answer if right else (question.answer + 1) % 4
-    return Prediction(
-        question_id=question.question_id,
-        video=str(question.video),
-        condition=condition,
-        option_scores=[float(i == best) for i in range(4)],
-        prediction=best,
-        correct=right,
-        frame_times_s=[],
-        question_class=question.question_class,
-        family=question.family,
-        needs=question.needs,
-        status="ok",
-    )
-
-
-def test_unanswered_counts_as_wrong_and_is_shown():
-    questions = make_questions(10)
-    result = score(questions, [predict(q, True) for q in questions[:6]], "video")
-    assert (result.accuracy, result.num_unanswered, result.num_questions) == (0.6, 4, 10)
-    assert result.chance == 0.25
-
-
-def test_predictions_of_another_condition_do_not_count():
-    questions = make_questions(4)
-    predictions = [predict(q, True, "video") for q in questions]
-    assert score(questions, predictions, "text").num_unanswered == 4
-
-
-def test_interval_holds_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    videos = [str(i // 4) for i in range(400)]
-    inside = 0
-    for trial in range(120):
-        skill = np.repeat(rng.beta(3, 2, size=100), 4)  # questions of one video go together
-        low, high = bootstrap_interval(list(rng.random(400) < skill), videos, seed=trial)
-        inside += low <= 0.6 <= high
-    assert 106 <= inside <= 119
-
-
-def test_interval_is_wider_when_a_video_stands_or_falls_as_one():
-    correct = [i // 10 % 2 == 0 for i in range(200)]
-    together = bootstrap_interval(correct, [str(i // 10) for i in range(200)])
-    apart = bootstrap_interval(correct, [str(i) for i in range(200)])
-    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_interval_never_claims_certainty(right):
-    low, high = bootstrap_interval([right] * 8, list("aabbccdd"))
-    assert high - low > 0.2
-    low, high = bootstrap_interval([True, False], ["a", "a"])
-    assert high - low > 0.5
-
-
-def test_groups_add_up():
-    questions = make_questions(60)
-    predictions = [predict(q, i % 3 == 0) for i, q in enumerate(questions)]
-    tables = tabulate(questions, predictions, ["video"])
-    whole = tables["overall"]["all"]["video"]
-    for groups in tables.values():
-        scores = [group["video"] for group in groups.values()]
-        assert sum(s.num_questions for s in scores) == 60
-        right = sum(s.accuracy * s.num_questions for s in scores)
-        assert right == pytest.approx(whole.accuracy * 60)
-
-
-def test_prediction_json_round_trip():
-    prediction = predict(make_questions(1)[0], True)
-    record = json.loads(json.dumps(prediction.to_json()))
-    assert record["class"] == "spatial"
-    assert Prediction.from_json(record) == prediction
-
-
-# ---- runner ----
-
-
-def test_oracle_is_perfect_and_guessing_is_chance(tmp_path):
-    questions = make_questions(1000)
-    for answerer, low, high in ((OracleAnswerer(), 1, 1), (RandomAnswerer(), 0.2, 0.3)):
-        tables = evaluate(answerer, questions, ["video", "text"], tmp_path / answerer.identity)
-        assert low <= tables["overall"]["all"]["video"].accuracy <= high
-
-
-def test_guesses_depend_on_the_question_id_alone():
-    question = make_questions(1)[0]
-    scores = RandomAnswerer().answer([question], "video")[0].option_scores
-    assert scores == RandomAnswerer().answer([question, question], "text")[1].option_scores
-    assert scores[0] == pytest.approx(
-        0.9207766675481578
-    )  # the same in every process and on every machine
-
-
-class Watched(OracleAnswerer):
-    """An oracle that remembers what it was asked, fails on one video, and can be killed."""
-
-    def __init__(self, kill_at: int | None = None, unreadable: str = "") -> None:
+    def __init__(self, stop_at: int | None = None, unreadable: str = "") -> None:
         self.asked: list[tuple[str, str]] = []
-        self.kill_at, self.unreadable = kill_at, unreadable
+        self.shown: list[tuple[str, str]] = []
+        self.stop_at, self.unreadable = stop_at, unreadable
+        self.error: BaseException = KeyboardInterrupt()
 
-    def answer(self, questions, condition):
-        assert len({q.video for q in questions}) == 1
-        if self.kill_at is not None and len(self.asked) >= self.kill_at:
-            raise KeyboardInterrupt
-        if questions[0].video.name == self.unreadable and condition != "text":
-            raise VideoError(f"{self.unreadable}: moov atom not found")
+    def watch(self, question, condition):
+        if condition == "text":
+            return None
+        self.shown.append((question.video.name, condition))
+        if question.video.name == self.unreadable:
+            raise VideoError(f"{question.video}: moov atom not found")
+        return question.video
+
+    def answer(self, questions, condition, seen):
+        if condition != "text":
+            assert {q.video for q in questions} == {seen}
+        if self.stop_at is not None and len(self.asked) >= self.stop_at:
+            raise self.error
         self.asked += [(q.question_id, condition) for q in questions]
         return [
-            replace(a, frame_times_s=[[0.0, 0.5]]) for a in super().answer(questions, condition)
+            replace(a, frame_times_s=[[0.0, 0.5]])
+            for a in super().answer(questions, condition, seen)
         ]
 
 
-def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path):
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def overall(tables, condition="video"):
+    return tables["overall"]["all"][condition]
+
+
+@pytest.fixture
+def straight(tmp_path) -> bytes:
+    """predictions.jsonl of 40 questions and two conditions, asked in one go."""
+    evaluate(Watched(), make_questions(40), ["video", "text"], tmp_path / "straight")
+    return (tmp_path / "straight" / "predictions.jsonl").read_bytes()
+
+
+# ---- the same file
+
+
+def test_order_of_questions_and_conditions_does_not_matter(tmp_path, straight):
     questions = make_questions(40)
-    first = Watched(kill_at=16)
+    Random(0).shuffle(questions)
+    evaluate(Watched(), questions, ["text", "video"], tmp_path / "out")
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == straight
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 15, 16, 40])
+def test_a_stopped_run_goes_on_and_asks_nothing_twice(tmp_path, straight, stop_at):
+    questions, out = make_questions(40), tmp_path / "out"
+    first = Watched(stop_at)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(first, questions, ["video", "text"], tmp_path)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["scores"]["overall"]["all"]["video"]["num_unanswered"] == 32
-    with open(tmp_path / "predictions.jsonl", "a") as file:
-        file.write('{"question_id": "q3')  # a line cut off by the kill
+        evaluate(first, questions, ["video", "text"], out)
+    assert not (out / "predictions.jsonl").exists()
+    assert summary_of(out)["finished"] is False
     second = Watched()
-    tables = evaluate(second, questions, ["video", "text"], tmp_path)
-    assert tables["overall"]["all"]["text"].accuracy == 1
-    assert not set(first.asked) & set(second.asked)
+    evaluate(second, questions, ["video", "text"], out)
+    assert max(Counter(first.asked + second.asked).values()) == 1
     assert len(first.asked + second.asked) == 80
-    kept = read_predictions(tmp_path / "predictions.jsonl")
-    assert len({(p.question_id, p.condition) for p in kept}) == len(kept) == 80
+    assert (out / "predictions.jsonl").read_bytes() == straight
+    assert {path.name for path in out.iterdir()} == {
+        "predictions.jsonl",
+        "report.html",
+        "summary.json",
+    }
 
 
-def test_limit_can_be_raised(tmp_path):
-    questions = make_questions(40)
-    assert (
-        evaluate(Watched(), questions, ["video"], tmp_path, limit=6)["overall"]["all"][
-            "video"
-        ].num_questions
-        == 6
-    )
+@pytest.mark.parametrize("keep", [0, 1, 0.5, 0.999])
+def test_a_line_cut_by_a_kill_is_asked_again(tmp_path, straight, keep):
+    questions, out = make_questions(40), tmp_path / "out"
+    first = Watched(stop_at=24)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(first, questions, ["video", "text"], out)
+    part = out / "parts" / "0.jsonl"
+    *lines, last, _ = part.read_bytes().split(b"\n")
+    part.write_bytes(b"\n".join([*lines, last[: int(keep * len(last))]]))
+    second = Watched()
+    evaluate(second, questions, ["video", "text"], out)
+    again = set(first.asked) & set(second.asked)
+    assert again == {(json.loads(last)["question_id"], "video")}
+    assert (out / "predictions.jsonl").read_bytes() == straight
+
+
+def test_a_whole_line_without_its_newline_is_not_lost(tmp_path, straight):
+    """Whether it counts must not depend on who reads it: it is asked again."""
+    questions, out = make_questions(40), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Watched(stop_at=24), questions, ["video", "text"], out)
+    part = out / "parts" / "0.jsonl"
+    (out / "parts" / "7.jsonl").write_bytes(part.read_bytes()[:-1])
+    part.unlink()
+    evaluate(Watched(), questions, ["video", "text"], out)
+    assert (out / "predictions.jsonl").read_bytes() == straight
+
+
+def test_limit_can_be_raised_and_lowered(tmp_path, straight):
+    questions, out = make_questions(40), tmp_path / "out"
+    tables = evaluate(Watched(), questions, ["video", "text"], out, limit=6)
+    assert overall(tables).num_questions == 6
     later = Watched()
-    evaluate(later, questions, ["video"], tmp_path)
-    assert len(later.asked) == 34
+    evaluate(later, questions, ["video", "text"], out)
+    assert len(later.asked) == 2 * 34
+    assert (out / "predictions.jsonl").read_bytes() == straight
+    idle = Watched()
+    assert overall(evaluate(idle, questions, ["video"], out, limit=6)).num_questions == 6
+    assert not idle.asked and not idle.shown
+    assert (out / "predictions.jsonl").read_bytes() == straight
+
+
+def test_each_video_is_watched_once_per_condition(tmp_path):
+    answerer = Watched()
+    conditions = ["video", "frame", "shuffled", "text"]
+    evaluate(answerer, make_questions(20), conditions, tmp_path)
+    assert len(answerer.shown) == len(set(answerer.shown)) == 5 * 3
+
+
+def test_predictions_hold_no_paths_and_no_times(tmp_path):
+    for name in ("one", "two"):
+        questions = [replace(q, video=tmp_path / name / q.video) for q in make_questions(8)]
+        evaluate(Watched(unreadable="v1.mp4"), questions, ["video"], tmp_path / f"out_{name}")
+    one, two = ((tmp_path / f"out_{n}/predictions.jsonl").read_bytes() for n in ("one", "two"))
+    assert one == two and str(tmp_path).encode() not in one
+
+
+def test_units_of_two_conditions_are_shared_evenly():
+    units = units_of(make_questions(200), ["video", "text"])
+    for rank in range(2):
+        mine = units[rank::2]
+        assert sum(unit.condition == "video" for unit in mine) == 25
+    assert [len(u.questions) for u in units if u.condition == "text"] == [64, 64, 64, 8]
+
+
+def test_the_hash_is_of_what_is_asked():
+    questions = make_questions(8)
+    same = [replace(q, video=Path("/elsewhere") / q.video) for q in reversed(questions)]
+    assert questions_hash(questions) == questions_hash(same)
+    for change in ({"question": "What?"}, {"answer": 1}, {"subtitles": Path("a.srt")}):
+        assert questions_hash([replace(questions[0], **change)]) != questions_hash(questions[:1])
+
+
+# ---- what cannot be read
 
 
 def test_an_unreadable_video_costs_its_own_questions_only(tmp_path):
     questions = make_questions(20)
     tables = evaluate(Watched(unreadable="v1.mp4"), questions, ["video", "text"], tmp_path)
-    video, text = tables["overall"]["all"]["video"], tables["overall"]["all"]["text"]
-    assert (video.accuracy, video.num_unanswered) == (0.8, 4)
-    assert (text.accuracy, text.num_unanswered) == (1.0, 0)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["unreadable_videos"] == ["v1.mp4"]
+    video, text = overall(tables), overall(tables, "text")
+    assert (video.num_unanswered, video.statuses) == (4, {"ok": 16, "unreadable": 4})
+    assert (text.num_unanswered, text.num_questions) == (0, 20)
+    named = summary_of(tmp_path)["unreadable_videos"]
+    assert [(item["video"], item["reason"]) for item in named] == [
+        ("v1.mp4", "v1.mp4: moov atom not found")
+    ]
+    assert "moov atom" in (tmp_path / "report.html").read_text()
     bad = [p for p in read_predictions(tmp_path / "predictions.jsonl") if p.status != "ok"]
     assert {p.video for p in bad} == {"v1.mp4"}
-    assert all("moov atom" in p.status and not p.correct and p.prediction is None for p in bad)
+    assert all(not p.correct and p.prediction is None for p in bad)
+
+
+def test_a_mended_video_is_asked_about_in_the_next_call(tmp_path, straight):
+    questions, out = make_questions(40), tmp_path / "out"
+    evaluate(Watched(unreadable="v1.mp4"), questions, ["video", "text"], out)
+    mended = Watched()
+    evaluate(mended, questions, ["video", "text"], out)
+    assert mended.shown == [("v1.mp4", "video")] and len(mended.asked) == 4
+    assert (out / "predictions.jsonl").read_bytes() == straight
+
+
+def test_an_answer_stands_over_a_failure_to_read(tmp_path):
+    """Parts are read in the order of their names, which is not the order of events."""
+    questions = make_questions(4)
+    evaluate(Watched(), questions, ["video"], tmp_path / "good")
+    evaluate(Watched(unreadable="v0.mp4"), questions, ["video"], tmp_path / "bad")
+    good, bad = (tmp_path / name / "predictions.jsonl" for name in ("good", "bad"))
+    for names in (("0", "1"), ("1", "0")):
+        folder = RunFolder(tmp_path / "".join(names))
+        for name, source in zip(names, (good, bad), strict=True):
+            (folder.path / "parts" / f"{name}.jsonl").write_bytes(source.read_bytes())
+        assert {p.status for p in folder.read(questions).values()} == {"ok"}
+
+
+# ---- what stops a run
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no server"), ValueError("too long")])
+def test_an_answerers_own_error_stops_the_run_and_says_how_to_go_on(tmp_path, capsys, error):
+    failing = Watched(stop_at=8)
+    failing.error = error
+    with pytest.raises(type(error)):
+        evaluate(failing, make_questions(20), ["video"], tmp_path)
+    assert "the same command goes on" in capsys.readouterr().err
+    later = Watched()
+    evaluate(later, make_questions(20), ["video"], tmp_path)
+    assert len(later.asked) == 12
+
+
+def test_scores_that_are_no_numbers_stop_the_run(tmp_path):
+    class Broken(OracleAnswerer):
+        def answer(self, questions, condition, seen):
+            return [Answer(0, "ok", [float("nan")] * 4) for _ in questions]
+
+    with pytest.raises(ValueError, match="'q0'.*weights"):
+        evaluate(Broken(), make_questions(4), ["video"], tmp_path)
+
+
+def test_answer_of_no_scores_is_no_answer(tmp_path):
+    class Silent(OracleAnswerer):
+        def answer(self, questions, condition, seen):
+            return [Answer(None, "unparsable") for _ in questions]
+
+    score = overall(evaluate(Silent(), make_questions(4), ["video"], tmp_path))
+    assert (score.num_unanswered, score.accuracy) == (4, 0.0)
+
+
+def test_no_more_videos_in_memory_than_are_looked_ahead(tmp_path):
+    """The thread runs ahead of the answerer, but not far."""
+    lead = []
+
+    class Slow(Watched):
+        def answer(self, questions, condition, seen):
+            time.sleep(0.002)  # long enough for the thread to run away, if it could
+            lead.append(len(self.shown) - len(lead))
+            return super().answer(questions, condition, seen)
+
+    evaluate(Slow(), make_questions(120), ["video"], tmp_path)
+    assert 1 <= max(lead) <= 3
+
+
+# ---- another run's folder
 
 
 def test_runs_are_not_mixed(tmp_path):
     questions = make_questions(8)
     evaluate(OracleAnswerer(), questions, ["video"], tmp_path)
-    with pytest.raises(ValueError, match="answerer"):
+    with pytest.raises(ValueError, match="another answerer .kind: oracle, now random.*--out"):
         evaluate(RandomAnswerer(), questions, ["video"], tmp_path)
-    with pytest.raises(ValueError, match="questions"):
+    with pytest.raises(ValueError, match="other questions"):
         evaluate(OracleAnswerer(), questions[:4], ["video"], tmp_path)
     with pytest.raises(ValueError, match="smell"):
         evaluate(OracleAnswerer(), questions, ["smell"], tmp_path)
@@ -289,202 +312,314 @@ def test_runs_are_not_mixed(tmp_path):
         evaluate(OracleAnswerer(), questions, ["video"], tmp_path, limit=0)
 
 
-def test_a_bad_line_among_predictions_is_named(tmp_path):
-    evaluate(OracleAnswerer(), make_questions(4), ["video"], tmp_path)
-    path = tmp_path / "predictions.jsonl"
-    path.write_text('{"a": 1}\n' + path.read_text())
-    with pytest.raises(ValueError, match="predictions.jsonl:1"):
-        read_predictions(path)
+def test_other_versions_are_told_and_not_refused(tmp_path):
+    """But only if answers were made with them."""
+    questions = make_questions(8)
+    evaluate(OracleAnswerer(), questions, ["video"], tmp_path)
+    summary = summary_of(tmp_path)
+    summary["manifest"]["versions"] |= {"torch": "0.4.1", "time": "1999-12-31"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    evaluate(OracleAnswerer(), questions, ["video"], tmp_path)
+    assert summary_of(tmp_path)["version_drift"] == []
+    for _ in range(2):
+        evaluate(OracleAnswerer(), questions, ["video", "text"], tmp_path)
+        (drift,) = summary_of(tmp_path)["version_drift"]
+        assert drift.startswith("torch: 0.4.1, now ")
+    assert summary_of(tmp_path)["manifest"]["versions"]["torch"] == "0.4.1"
 
 
-# ---- report ----
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"manifest": 3}', '{"a": '])
+def test_a_summary_of_something_else(tmp_path, content):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(ValueError, match="not the summary of an evaluation"):
+        evaluate(OracleAnswerer(), make_questions(4), ["video"], tmp_path)
 
 
-def test_report_shows_hostile_text_and_runs_none_of_it(tmp_path):
-    attack = "<script>alert(1)</script>\" onerror='x' {0} {title} %s"
-    questions = [replace(q, family=attack, question_class=attack) for q in make_questions(8)]
-    answerer = OracleAnswerer()
-    evaluate(answerer, questions, ["video"], tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    frames = np.zeros((1, 2, 4, 4, 3), dtype=np.uint8)
-    other = report.page(
-        attack,
-        report.heading(attack),
-        report.paragraph(attack),
-        report.table([attack], [[attack], [report.mark(attack, True)]]),
-        report.frame_strip(frames, np.array([[0.0, 0.5]])),
-        report.curves({"a & b": ([1, 2], [3.0, 2.0])}, unit="loss"),
-    )
-    assert "<script" not in other
-    assert other.count("data:image/png;base64,") == 3
-    assert "0.50 s" in other
+@pytest.mark.parametrize("name", ["predictions.jsonl", "parts/0.jsonl"])
+def test_predictions_without_a_summary(tmp_path, name):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / name).write_text("{}\n")
+    with pytest.raises(ValueError, match="no summary.json that says whose"):
+        evaluate(OracleAnswerer(), make_questions(4), ["video"], tmp_path)
 
 
-def test_report_needs_no_network(tmp_path):
-    evaluate(OracleAnswerer(), make_questions(8), ["video"], tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert "http" not in page.replace("http-equiv", "")
-    assert "<link" not in page and "@import" not in page
+@pytest.mark.parametrize(
+    "line", ["{}", "[1]", "3", "not JSON", '{"question_id": "q0"}', "\x00", '{"a": NaN}']
+)
+def test_a_bad_line_in_a_part_is_named(tmp_path, line):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Watched(stop_at=4), make_questions(8), ["video"], tmp_path)
+    part = tmp_path / "parts" / "0.jsonl"
+    part.write_text(line + "\n" + part.read_text())
+    with pytest.raises(ValueError, match="0.jsonl:1: .*asked again"):
+        evaluate(Watched(), make_questions(8), ["video"], tmp_path)
 
 
-def test_answer_of_no_scores_is_no_answer(tmp_path):
-    class Silent:
-        identity = "silent"
-
-        def answer(self, questions, condition):
-            return [Answer([], []) for _ in questions]
-
-    tables = evaluate(Silent(), make_questions(4), ["video"], tmp_path)
-    assert tables["overall"]["all"]["video"].num_unanswered == 4
-
-
-# ---- a tiny model ----
+def test_part_of_another_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Watched(stop_at=4), make_questions(8), ["video"], tmp_path / "out")
+    others = [replace(q, answer=(q.answer + 1) % 4) for q in make_questions(8)]
+    for questions in (others, [replace(q, question_id="x" + q.question_id) for q in others]):
+        evaluate(Watched(), questions, ["video"], tmp_path / questions[0].question_id)
+        foreign = (tmp_path / questions[0].question_id / "predictions.jsonl").read_bytes()
+        (tmp_path / "out" / "parts" / "9.jsonl").write_bytes(foreign)
+        with pytest.raises(ValueError, match="9.jsonl:1: .*another run"):
+            evaluate(Watched(), make_questions(8), ["video"], tmp_path / "out")
 
 
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory) -> Path:
-    """A random model in a folder; its LLM is sure of what it says, so that scores differ."""
-    import torch
-    from tiny_models import TOKENIZER, make_config, make_llm_config
+def test_two_writers_are_refused(tmp_path):
+    class Greedy(Watched):
+        def answer(self, questions, condition, seen):
+            evaluate(Watched(), make_questions(8), ["video"], tmp_path)
 
-    from apollo.model import ApolloForConditionalGeneration, ApolloProcessor
+    with pytest.raises(ValueError, match="another process is writing"):
+        evaluate(Greedy(), make_questions(8), ["video"], tmp_path)
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny")
-    config = make_config(text_config=make_llm_config(initializer_range=0.5))
-    ApolloForConditionalGeneration(config).save_pretrained(folder)
-    ApolloProcessor.from_config(config, TOKENIZER, max_clips=4).save_pretrained(folder)
+
+def test_a_folder_that_cannot_be(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        evaluate(OracleAnswerer(), make_questions(4), ["video"], file)
+    with pytest.raises(OSError):
+        evaluate(OracleAnswerer(), make_questions(4), ["video"], file / "below")
+
+
+# ---- the command
+
+
+def test_oracle_is_perfect_and_guessing_is_chance(tmp_path):
+    questions = make_questions(1000)
+    tables = evaluate(OracleAnswerer(), questions, ["video", "text"], tmp_path / "oracle")
+    assert {score.accuracy for score in tables["overall"]["all"].values()} == {1.0}
+    tables = evaluate(RandomAnswerer(), questions, ["video", "text"], tmp_path / "random")
+    for score in tables["overall"]["all"].values():
+        assert score.low <= score.chance == 0.25 <= score.high
+
+
+def test_eval_command_end_to_end(tmp_path, capsys):
+    records = [RECORD | {"question_id": f"q{i}", "video": f"v{i // 2}.mp4"} for i in range(6)]
+    data, out = write_questions(tmp_path, records), tmp_path / "out"
+    command = ["eval", "oracle", "--data", str(data), "--out", str(out)]
+    assert main([*command, "--condition", "video", "text"]) == 0
+    printed = capsys.readouterr().out
+    assert "questions: 6 questions" in printed and "perception" in printed
+    assert "12 answers in" in printed and str(out) in printed
+    assert len(read_predictions(out / "predictions.jsonl")) == 12
+    assert main(["eval", "random", *command[2:]]) == 2
+    assert "another --out" in capsys.readouterr().err
+    for wrong, said in {
+        "--data": "no_such",
+        "--benchmark": "no_such",
+        "--condition": "no_such",
+        "--server": "--server does nothing with 'oracle'",
+    }.items():
+        assert main([*command, wrong, "no_such"]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["eval", "oracle", "--out", str(out)]) == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_the_last_lines_say_what_was_wrong(tmp_path, capsys, plain_video, monkeypatch):
+    from apollo.eval import runner
+
+    monkeypatch.setattr(runner, "make_answerer", lambda *_, **__: Watched(unreadable="v1.mp4"))
+    records = [RECORD | {"question_id": f"q{i}", "video": f"v{i // 2}.mp4"} for i in range(6)]
+    data = write_questions(tmp_path, records)
+    assert main(["eval", "random", "--data", str(data), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 6 questions have no answer and count as wrong (2 unreadable)" in printed
+    assert "1 video could not be read: v1.mp4" in printed
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory) -> Path:
+    from apollo.world.make import make_world
+
+    folder = tmp_path_factory.mktemp("world") / "world"
+    make_world(folder, num_videos=4, seed=5, split="test", workers=1)
     return folder
 
 
-@pytest.fixture(scope="module")
-def asked(plain_video) -> list[Question]:
-    options = ("a ball", "the red cube", "x", "it moves to the left side")
-    text = ("Which shape moves?", "What is written second?", "Which shape moves first, then?")
-    return [
-        replace(q, video=plain_video.path, question=text[i], options=options)
-        for i, q in enumerate(make_questions(3))
-    ]
-
-
-def plain_scores(folder: Path, question: Question, condition: str) -> list[float]:
-    """Each option by itself: whole conversation, pixels in, no cache, no padding."""
-    import torch
-
-    from apollo.chat import VideoChat
-    from apollo.messages import question_prompt
-    from apollo.video import load_clips
-
-    chat = VideoChat.load(folder)
-    media: list[dict] = []
-    if condition == "video":
-        clips = load_clips(question.video, sampling_of(chat.processor))
-        media = [{"type": "video", "video": clips}]
-    elif condition == "frame":
-        centre = load_clips(question.video, sampling_of(chat.processor, "center"))
-        media = [{"type": "image", "image": centre.frames[0, 0]}]
-    prompt = {"type": "text", "text": question_prompt(question.question, question.options)}
-    scores = []
-    for option in question.options:
-        messages = [
-            {"role": "user", "content": [*media, prompt]},
-            {"role": "assistant", "content": option},
-        ]
-        batch = chat.processor([messages], with_labels=True)
-        labels = batch.pop("labels")[0]
-        with torch.inference_mode():
-            log_probabilities = chat.model(**batch).logits[0].log_softmax(-1)
-        places = (labels != -100).nonzero()[:, 0]
-        scores.append(float(log_probabilities[places - 1, labels[places]].sum()))
-    return scores
-
-
-@pytest.mark.parametrize("condition", ["video", "frame", "text"])
-def test_scores_are_those_of_one_option_at_a_time(tiny_model, asked, condition):
-    """Sharing a prefix, features and batches changes the speed, not the scores."""
-    from apollo.eval.answerers import ModelAnswerer
-
-    by_batch = [ModelAnswerer(tiny_model, size).answer(asked, condition) for size in (1, 5, 64)]
-    for i, question in enumerate(asked):
-        expected = plain_scores(tiny_model, question, condition)
-        for answers in by_batch:
-            assert answers[i].option_scores == pytest.approx(expected, abs=1e-3)
-            assert np.argmax(answers[i].option_scores) == np.argmax(expected)
-
-
-def test_a_lone_question_scores_as_among_others(tiny_model, asked):
-    from apollo.eval.answerers import ModelAnswerer
-
-    answerer = ModelAnswerer(tiny_model)
-    together = answerer.answer(asked, "video")
-    for question, answer in zip(asked, together, strict=True):
-        alone = answerer.answer([question], "video")[0]
-        assert alone.option_scores == pytest.approx(answer.option_scores, abs=1e-3)
-
-
-def test_the_conditions_show_what_they_say(tiny_model, asked, plain_video, tmp_path):
-    from apollo.eval.answerers import ModelAnswerer
-
-    answerer = ModelAnswerer(tiny_model)
-    video, frame, text = (answerer.answer(asked, c)[0] for c in ("video", "frame", "text"))
-    assert np.shape(video.frame_times_s) == (4, 4)  # max_clips, frames_per_clip
-    duration_s = float(plain_video.times_s[-1]) + 1 / 30
-    assert frame.frame_times_s[0][0] == pytest.approx(duration_s / 2, abs=1 / 30)
-    assert text.frame_times_s == []
-    assert len({tuple(a.option_scores) for a in (video, frame, text)}) == 3
-    moved = replace(asked[0], video=tmp_path / "gone.mp4")
-    assert answerer.answer([moved], "text")[0].option_scores == pytest.approx(text.option_scores)
-    with pytest.raises(VideoError):
-        answerer.answer([moved], "video")
-
-
-def test_identity_follows_the_weights(tiny_model, tmp_path):
-    import shutil
-
-    from apollo.chat import load_model
-    from apollo.eval.answerers import ModelAnswerer
-
-    copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    assert ModelAnswerer(copy).identity == ModelAnswerer(tiny_model).identity
-    model, _ = load_model(tiny_model)
-    model.lm_head.weight.data[0, 0] += 1
-    model.save_pretrained(copy)
-    assert ModelAnswerer(copy).identity != ModelAnswerer(tiny_model).identity
-
-
-def test_shared_tokens_stop_before_the_first_supervised_one():
-    import torch
-
-    from apollo.eval.answerers import num_shared_tokens
-
-    ids = torch.tensor([[5, 6, 7, 8, 9, 0], [5, 6, 7, 8, 3, 4]])
-    labels = torch.full_like(ids, -100)
-    labels[:, 4:] = ids[:, 4:]
-    assert num_shared_tokens(ids, labels) == 3  # 8 predicts the first supervised token
-    assert num_shared_tokens(ids[:1], labels[:1]) == 3
-    labels[0, 3] = 8
-    assert num_shared_tokens(ids, labels) == 2
-    ids[1, 1] = 1
-    assert num_shared_tokens(ids, labels) == 1
-
-
-def test_eval_command_end_to_end(tiny_model, asked, tmp_path, capsys):
-    from apollo.cli import main
-
-    records = [
-        RECORD | {"question_id": q.question_id, "video": str(q.video), "question": q.question}
-        for q in asked
-    ]
-    path = write_questions(tmp_path, records)
-    out = tmp_path / "out"
-    command = ["eval", str(tiny_model), "--questions", str(path), "--out", str(out)]
-    assert main([*command, "--condition", "video", "text"]) == 0
+def test_a_world_is_recognised(tiny_world, tmp_path, capsys):
+    assert main(["eval", "oracle", "--data", str(tiny_world), "--out", str(tmp_path / "o")]) == 0
     printed = capsys.readouterr().out
-    assert "perception" in printed and "video" in printed and "text" in printed
-    assert len(read_predictions(out / "predictions.jsonl")) == 6
-    assert main(["eval", "random", "--questions", str(path), "--out", str(out)]) == 2
-    assert "another --out" in capsys.readouterr().err
-    assert main(["eval", "oracle", "--questions", str(tmp_path / "no"), "--out", str(out)]) == 2
+    assert "world (by its world.json)" in printed and "scored by option" in printed
+
+
+def test_damaged_missing_and_empty_videos(tiny_world, tmp_path, capsys):
+    """The shipped model answers about the video that is left; the others are named."""
+    shutil.copytree(tiny_world, tmp_path / "world")
+    damaged, missing, empty, _ = sorted((tmp_path / "world" / "videos").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:1000] + b"\x00" * 1000)
+    missing.unlink()
+    empty.write_bytes(b"")
+    out = tmp_path / "out"
+    assert main(["eval", "micro", "--data", str(tmp_path / "world"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "15 of 20 questions have no answer" in printed
+    assert "3 videos could not be read: videos/000000.mp4, videos/000001.mp4" in printed
+    statuses = Counter(
+        (p.video, p.status == "ok") for p in read_predictions(out / "predictions.jsonl")
+    )
+    assert statuses == {(f"videos/00000{i}.mp4", i == 3): 5 for i in range(4)}
+    assert str(tmp_path) not in (out / "predictions.jsonl").read_text()
+
+
+def test_the_documentation_runs(tiny_world, tmp_path, monkeypatch, capsys):
+    """Its commands parse, and its example of an answerer answers."""
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    commands = [line.split(" #")[0] for line in text.splitlines() if line.startswith("    apollo ")]
+    assert len(commands) > 5
+    for command in commands:
+        build_parser().parse_args(shlex.split(command)[1:])
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "held_out").symlink_to(tiny_world)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/evaluation.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+
+
+def test_terminated_run_says_how_to_go_on(tmp_path):
+    """SIGTERM ends it with its own code; what was answered is there."""
+    data = write_questions(tmp_path, [RECORD | {"question_id": f"q{i}"} for i in range(6)])
+    code = (
+        "import os, signal, sys\n"
+        "from apollo.eval import answerers\n"
+        "from apollo.cli import main\n"
+        "guess = answerers.RandomAnswerer.answer\n"
+        "def answer(self, questions, condition, seen):\n"
+        "    if condition == 'text': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return guess(self, questions, condition, seen)\n"
+        "answerers.RandomAnswerer.answer = answer\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    line = ["eval", "random", "--data", str(data), "--out", str(tmp_path / "out")]
+    line += ["--condition", "video", "text"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "the same command goes on" in done.stderr and "Traceback" not in done.stderr
+    part = tmp_path / "out" / "parts" / "0.jsonl"
+    assert part.read_text().count("\n") == 6
+
+
+# ---- the shipped model: one file, byte for byte
+
+
+def run_micro(world: Path, out: Path, *options: str, processes: int = 1) -> bytes:
+    """`apollo eval` of the shipped model in processes of its own; gives predictions.jsonl."""
+    done = subprocess.run(
+        micro_command(world, out, *options, processes=processes),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return (out / "predictions.jsonl").read_bytes()
+
+
+def micro_command(world: Path, out: Path, *options: str, processes: int = 1) -> list[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    line = ["-m", "apollo", "eval", "micro", "--data", str(world), "--out", str(out)]
+    return [sys.executable, *(launch if processes > 1 else []), *line, *options]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scoring", ["letter", "option", "generate"])
+def test_one_file_for_any_batch_processes_order_and_kill(tiny_world, tmp_path, scoring):
+    options = ["--scoring", scoring, "--condition", "video", "frame", "text", "shuffled"]
+    expected = run_micro(tiny_world, tmp_path / "1", *options, "--batch-size", "1")
+    for size in ("4", "16"):
+        out = tmp_path / size
+        assert run_micro(tiny_world, out, *options, "--batch-size", size) == expected, size
+    assert run_micro(tiny_world, tmp_path / "two", *options, processes=2) == expected
+
+    permuted = tmp_path / "permuted"  # the same world, its questions in another order
+    permuted.mkdir()
+    for name in ("videos", "world.json"):
+        (permuted / name).symlink_to(tiny_world / name)
+    lines = (tiny_world / "questions.jsonl").read_text().splitlines(keepends=True)
+    Random(3).shuffle(lines)
+    (permuted / "questions.jsonl").write_text("".join(lines))
+    assert run_micro(permuted, tmp_path / "order", *options) == expected
+
+    killed = tmp_path / "killed"
+    for wanted in (1, 3):  # kill -9 after some units, twice, then go on with two processes
+        kill_after(micro_command(tiny_world, killed, *options), killed, wanted)
+    assert run_micro(tiny_world, killed, *options, processes=2) == expected
+
+
+def kill_after(command: list[str], out: Path, num_units: int) -> None:
+    """Start a run and kill it when its part has grown so many times, by whatever it was before."""
+    part = out / "parts" / "0.jsonl"
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    sizes = set()
+    while len(sizes) <= num_units and process.poll() is None:
+        sizes.add(part.stat().st_size if part.exists() else 0)
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it had ended before"
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_leaves_no_other_waiting(tiny_world, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from apollo.eval import answerers\n"
+        "from apollo.cli import main\n"
+        "def answer(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if os.environ['RANK'] == '1': answerers.RandomAnswerer.answer = answer\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": "0", "WORLD_SIZE": "2"}
+    environment["MASTER_PORT"] = str(free_port())
+    line = ["eval", "random", "--data", str(tiny_world), "--out", str(tmp_path / "out")]
+    processes = [  # without torchrun, which would end the other itself
+        subprocess.Popen(
+            [sys.executable, str(script), *line],
+            cwd=ROOT,
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = processes[0].communicate(timeout=120)[1]
+    assert processes[1].wait() == -signal.SIGKILL
+    assert processes[0].returncode == 2 and "another process of this run has stopped" in said
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_oracle_random_and_blind_on_clean_questions(tmp_path):
+    """Where only the frames tell the answer, whoever does not see them is at chance."""
+    from apollo.eval.answerers import make_answerer
+    from apollo.world.make import make_world
+
+    make_world(tmp_path / "world", num_videos=40, seed=11, split="test", workers=1)
+    clean = [q for q in read_questions(tmp_path / "world") if q.needs == "frames"]
+    tables = evaluate(OracleAnswerer(), clean, ["video"], tmp_path / "oracle")
+    assert overall(tables).accuracy == 1
+    tables = evaluate(RandomAnswerer(), clean, ["video"], tmp_path / "random")
+    assert overall(tables).low <= overall(tables).chance <= overall(tables).high
+    for scoring in ("option", "letter"):
+        blind = make_answerer("micro", scoring=scoring)
+        tables = evaluate(blind, clean, ["text"], tmp_path / scoring)
+        score = overall(tables, "text")
+        assert score.low <= score.chance <= score.high, score

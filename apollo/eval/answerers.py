@@ -1,37 +1,33 @@
-"""Who answers questions: an Apollo model, an oracle that knows, and a guesser that does not.
+"""Who answers questions: what all answerers have in common, their table, and the two baselines.
 
-Here because the runner must not care who answers: the oracle proves that the scoring can reach 100
-%, the guesser that it gives chance, and both need no weights. A model answers by likelihood: each
-option is scored as the assistant's turn after the same prompt, which leaves nothing to parse. Next:
-`runner.py`, which asks.
+Here because the runner must not care who answers: an Apollo model, a model of transformers, a
+server, an oracle that proves that the scoring can reach 100 %, or a guesser that shows what chance
+gives. Free of torch; a model is loaded when its answerer is made. Read next: `local.py` (an Apollo
+model), `huggingface.py`, `api.py`, `prompts.py` (what they are asked).
 """
 
-import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
-from apollo.chat import load_model
-from apollo.data.features import fingerprint
-from apollo.eval.benchmarks import Question
-from apollo.media import load_video
-from apollo.messages import Message, Part, question_prompt
-from apollo.model.processing import ApolloProcessor
-from apollo.video import ClipSampling, load_clips
-
-IGNORED_LABEL = -100  # what the processor puts where nothing is supervised
+from apollo.eval.questions import Question
 
 CONDITIONS: dict[str, str] = {
-    "video": "the clips that the model samples by itself",
-    "frame": "the centre frame only",
-    "text": "the question alone, nothing to see",
+    "video": "the video as the model samples it",
+    "frame": "its centre frame only, as an image",
+    "text": "nothing: the question alone (blind)",
+    "shuffled": "its frames in an order drawn by its id, while the times stay as they were",
 }
+
+SCORINGS: dict[str, str] = {
+    "letter": "log-probability of each option's letter, asked for the letter",
+    "option": "log-probability of each option's whole text and the end of the turn",
+    "generate": "a free answer, from which the option is read",
+}
+
+VIDEO_TIME_LIMIT_S = 300.0
+"""Longest that answerers let a video take to load: what hangs a decoder is unreadable, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,185 +35,201 @@ class Answer:
     """What an answerer says to one question.
 
     Attributes:
-        option_scores: One per option, higher is likelier; empty if there is no answer.
-        frame_times_s: Times of the frames it was shown, one list per clip.
+        prediction: Index of the option chosen, or None.
+        status: "ok", or why there is no prediction: "unparsable", "error: ..."
+        option_scores: One per option, higher is likelier, rounded to 4 decimals; empty when the
+            answer was generated.
+        text: What was written, when it was generated; or the caption answered from.
+        frame_times_s: Times of the frames it was shown, one list per clip, rounded to 3 decimals.
+        num_prompt_tokens: Tokens read, those of the video included; None if unknown.
+        num_answer_tokens: Tokens written; None where none are.
     """
 
-    option_scores: list[float]
-    frame_times_s: list[list[float]]
+    prediction: int | None
+    status: str
+    option_scores: list[float] = field(default_factory=list)
+    text: str = ""
+    frame_times_s: list[list[float]] = field(default_factory=list)
+    num_prompt_tokens: int | None = None
+    num_answer_tokens: int | None = None
 
 
 class Answerer(Protocol):
-    """Anything that answers the questions of one video.
+    """Anything that answers questions.
 
     Attributes:
-        identity: Names the answerer so that predictions of two are never mixed.
+        identity: All that its answers depend on, as JSON values; not the batch size, nor where a
+            file lies. Predictions of two identities are never mixed.
     """
 
-    identity: str
+    identity: dict[str, Any]
 
-    def answer(self, questions: Sequence[Question], condition: str) -> list[Answer]:
-        """Answer questions that all share one video, shown as `condition` says.
+    def watch(self, question: Question, condition: str) -> Any:
+        """Decode what the condition shows of the question's video; None for "text".
+
+        Called in a thread, while the answerer answers about another video.
 
         Raises:
-            apollo.video.VideoError: The video cannot be read.
+            VideoError: The video cannot be read. A ValueError.
+            OSError: It cannot be opened.
+        """
+
+    def answer(self, questions: Sequence[Question], condition: str, seen: Any) -> list[Answer]:
+        """Answer questions about one video; under "text" they may be of several.
+
+        Args:
+            questions: What is asked.
+            condition: A key of `CONDITIONS`.
+            seen: What `watch` returned for the video.
         """
 
 
+def choose(option_scores: Sequence[float]) -> int:
+    """Return the index of the highest score, the first of equal ones."""
+    return max(range(len(option_scores)), key=lambda i: (option_scores[i], -i))
+
+
 class OracleAnswerer:
-    """Always right; the ceiling that the scoring must reach."""
+    """Always right: the ceiling that the scoring must reach."""
 
-    identity = "oracle"
+    identity: dict[str, Any] = {"kind": "oracle"}
 
-    def answer(self, questions: Sequence[Question], condition: str) -> list[Answer]:
+    def watch(self, question: Question, condition: str) -> None:
+        """Look at nothing."""
+
+    def answer(self, questions: Sequence[Question], condition: str, seen: Any) -> list[Answer]:
         """Give the right option a score of one, the others zero."""
         return [
-            Answer([float(i == q.answer) for i in range(len(q.options))], frame_times_s=[])
+            Answer(q.answer, "ok", [float(i == q.answer) for i in range(len(q.options))])
             for q in questions
         ]
 
 
 class RandomAnswerer:
-    """Guesses: the floor. A guess depends on the question_id alone, in every process the same."""
+    """Guesses: the floor. A guess depends on question and condition alone, in every process."""
 
-    identity = "random"
+    identity: dict[str, Any] = {"kind": "random"}
 
-    def answer(self, questions: Sequence[Question], condition: str) -> list[Answer]:
-        """Draw the scores from a generator seeded with the question's id."""
+    def watch(self, question: Question, condition: str) -> None:
+        """Look at nothing."""
+
+    def answer(self, questions: Sequence[Question], condition: str, seen: Any) -> list[Answer]:
+        """Draw the scores from a generator seeded with the question's id and the condition."""
         answers = []
         for question in questions:
-            draw = random.Random(
-                question.question_id
-            )  # a string seed is hashed by SHA-512, not by hash()
-            answers.append(Answer([draw.random() for _ in question.options], frame_times_s=[]))
+            # A string seed is hashed by SHA-512, not by hash(), which differs between processes.
+            draw = random.Random(f"{question.benchmark} {question.question_id} {condition}")
+            scores = [round(draw.random(), 4) for _ in question.options]
+            answers.append(Answer(choose(scores), "ok", scores))
         return answers
 
 
-class ModelAnswerer:
-    """An Apollo model, in float32 so that its answers can be reproduced.
-
-    The score of an option is the log-probability of its text and the end of the turn, summed over
-    tokens, after the same prompt for all. A video is decoded and encoded once for all of its
-    questions, and what their prompts share is read by the LLM once.
-
-    Args:
-        model_path: Folder or hub id of a saved model.
-        batch_size: Options that go through the LLM at once; changes the speed, not the scores.
-
-    Raises:
-        ValueError: No Apollo model is there, or `batch_size` is less than one.
-    """
-
-    def __init__(self, model_path: str | Path, batch_size: int = 32) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        model, self.processor = load_model(model_path)
-        self.model = model.float()
-        self.tokenize = _without_pixels(self.processor)
-        self.batch_size = batch_size
-        self.identity = f"model {fingerprint(self.model)}"
-
-    def answer(self, questions: Sequence[Question], condition: str) -> list[Answer]:
-        """Score every option of every question."""
-        medium, times_s = self._look(questions[0].video, condition)
-        conversations: list[list[Message]] = [
-            [
-                {"role": "user", "content": [*medium, {"type": "text", "text": prompt}]},
-                {"role": "assistant", "content": option},
-            ]
-            for question in questions
-            for prompt in [question_prompt(question.question, question.options)]
-            for option in question.options
-        ]
-        batch = self.tokenize(conversations, with_labels=True)
-        scores = iter(self._score(batch, self._encode(medium)))
-        return [Answer([next(scores) for _ in question.options], times_s) for question in questions]
-
-    def _look(self, video: Path, condition: str) -> tuple[list[Part], list[list[float]]]:
-        """Load what the condition shows: one media part or none, and the times of its frames."""
-        if condition == "text":
-            return [], []
-        if condition == "frame":  # as an image, the form in which models learn single frames
-            clips = load_clips(video, ClipSampling("center", frames_per_clip=1))
-            return [{"type": "image", "image": clips.frames[0, 0]}], [[float(clips.times_s[0, 0])]]
-        clips = load_video(video, self.processor)
-        return [{"type": "video", "video": clips}], clips.times_s.round(3).tolist()
-
-    @torch.inference_mode()
-    def _encode(self, medium: list[Part]) -> Tensor | None:
-        """Run the encoders on the medium, if there is one: (C, T, H, W, D)."""
-        if not medium:
-            return None
-        batch = self.processor([[{"role": "user", "content": medium}]])
-        return self.model.encode([pixels.to(self.model.device) for pixels in batch["pixel_values"]])
-
-    @torch.inference_mode()
-    def _score(self, batch: Mapping[str, Any], clip_features: Tensor | None) -> list[float]:
-        """Sum the log-probabilities of each row's labels.
-
-        Args:
-            batch: `input_ids`, `attention_mask` and `labels` (B, L), padded on the right.
-            clip_features: Features of the medium that every row opens with.
-        """
-        names = ("input_ids", "attention_mask", "labels")
-        ids, mask, labels = (batch[name].to(self.model.device) for name in names)
-        shared = num_shared_tokens(ids, labels)
-        prefix = self.model(
-            input_ids=ids[:1, :shared],
-            clip_features=clip_features,
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
-        scores: list[float] = []
-        for rows in torch.arange(len(ids), device=ids.device).split(self.batch_size):
-            cache = copy.deepcopy(prefix)
-            cache.batch_repeat_interleave(len(rows))
-            logits = self.model(
-                input_ids=ids[rows, shared:], attention_mask=mask[rows], past_key_values=cache
-            ).logits  # (rows, L - shared, vocabulary)
-            losses = cross_entropy(
-                logits[:, :-1].float().transpose(1, 2),
-                labels[rows, shared + 1 :],
-                ignore_index=IGNORED_LABEL,
-                reduction="none",
-            )
-            scores += (-losses.sum(1)).tolist()
-        return scores
+def _oracle(model: str, **options: Any) -> Answerer:
+    """Always right: the ceiling that the scoring must reach."""
+    return OracleAnswerer()
 
 
-def num_shared_tokens(ids: Tensor, labels: Tensor) -> int:
-    """Count the tokens that all rows begin with, stopping one short of the first supervised token.
-
-    The token before it predicts it, so that one must be read row by row.
-
-    Args:
-        ids: (B, L), padded on the right.
-        labels: (B, L), -100 where nothing is supervised.
-    """
-    is_supervised = (labels != IGNORED_LABEL).any(0)
-    differs = (ids != ids[:1]).any(0)
-    first_supervised = int(is_supervised.int().argmax())
-    first_different = int((differs | is_supervised).int().argmax())
-    shared = min(first_different, first_supervised - 1)
-    assert shared > 0, "every prompt opens with the same start of the user's turn"
-    return shared
+def _random(model: str, **options: Any) -> Answerer:
+    """Guesses, the same in every run: the floor."""
+    return RandomAnswerer()
 
 
-def _without_pixels(processor: ApolloProcessor) -> ApolloProcessor:
-    """Make a processor of the same prompts that prepares no frames: those are encoded apart."""
-    return ApolloProcessor(
-        processor.tokenizer,
-        preprocessing=[],
-        frames_per_clip=processor.frames_per_clip,
-        tokens_per_clip=processor.tokens_per_clip,
-        token_integration=processor.token_integration,
-        prompt_format=processor.prompt_format,
-        chat_template=str(processor.chat_template),
-    )
+def _apollo(model: str, **options: Any) -> Answerer:
+    """An Apollo model: MODEL is its folder or hub id."""
+    from apollo.eval.local import ApolloAnswerer
+
+    return ApolloAnswerer(model, **options)
+
+
+def _huggingface(model: str, **options: Any) -> Answerer:
+    """Any AutoModelForImageTextToText of transformers: huggingface:FOLDER_OR_HUB_ID."""
+    from apollo.eval.huggingface import HuggingFaceAnswerer
+
+    return HuggingFaceAnswerer(model, **options)
+
+
+def _api(model: str, **options: Any) -> Answerer:
+    """A model behind an OpenAI-compatible server: api:MODEL_NAME with --server URL."""
+    from apollo.eval.api import ApiAnswerer
+
+    return ApiAnswerer(model, **options)
 
 
 ANSWERERS: dict[str, Callable[..., Answerer]] = {
-    "model": ModelAnswerer,
-    "oracle": OracleAnswerer,
-    "random": RandomAnswerer,
+    "apollo": _apollo,
+    "huggingface": _huggingface,
+    "api": _api,
+    "oracle": _oracle,
+    "random": _random,
 }
+"""Kind of answerer -> what makes it of a model's name and options."""
+
+SCORINGS_OF: dict[str, tuple[str, ...]] = {
+    "apollo": ("letter", "option", "generate"),
+    "huggingface": ("letter", "generate"),
+    "api": ("generate",),
+    "oracle": tuple(SCORINGS),
+    "random": tuple(SCORINGS),
+}
+"""Kind of answerer -> the scorings it knows; servers tell no likelihoods that can be compared."""
+
+
+def kind_and_model(name: str) -> tuple[str, str]:
+    """Split what `apollo eval` is given: "api:some/model" is kind "api", model "some/model".
+
+    "oracle" and "random" are kinds without a model; anything else is an Apollo model's folder or
+    hub id.
+
+    Raises:
+        ValueError: "huggingface:" or "api:" without a model behind it.
+    """
+    if name in ("oracle", "random"):
+        return name, ""
+    kind, colon, model = name.partition(":")
+    if colon and kind in ANSWERERS:
+        if not model:
+            raise ValueError(f"{name!r} names no model; write {kind}:MODEL")
+        return kind, model
+    return "apollo", name
+
+
+def pick_scoring(name: str, asked: str | None, preferred: str) -> str:
+    """Choose how answers are scored: as asked, else as the benchmark prefers where possible.
+
+    Args:
+        name: The answerer, as `make_answerer` takes it.
+        asked: What the user asked for, if anything.
+        preferred: The benchmark's own.
+
+    Raises:
+        ValueError: The answerer does not know the scoring asked for.
+    """
+    kind, _ = kind_and_model(name)
+    known = SCORINGS_OF[kind]
+    if asked is None:
+        return preferred if preferred in known else known[0]
+    if asked not in known:
+        raise ValueError(
+            f"--scoring {asked}: answerers of kind {kind!r} know {', '.join(known)}"
+            + ("; a server tells no likelihoods that can be compared" if kind == "api" else "")
+        )
+    return asked
+
+
+def make_answerer(name: str, *, scoring: str, batch_size: int = 16, **options: Any) -> Answerer:
+    """Make the answerer that a name stands for.
+
+    Args:
+        name: "oracle", "random", "huggingface:MODEL", "api:MODEL", or an Apollo model.
+        scoring: A key of `SCORINGS`.
+        batch_size: Rows, or requests, at once: changes the speed, not the answers.
+        options: Further settings of that kind of answerer, such as `server` or `num_frames`.
+
+    Raises:
+        ValueError: There is no such model, or it does not know the scoring.
+    """
+    kind, model = kind_and_model(name)
+    scoring = pick_scoring(name, scoring, scoring)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    return ANSWERERS[kind](model, scoring=scoring, batch_size=batch_size, **options)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import gc
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from apollo.world.questions import FAMILIES, Question, ask_all
 from apollo.world.render import frame, write_video
 from apollo.world.scene import SPLITS, make_scene
 
-VERSION = 1
+VERSION = 2
 """Of the world's rules; a change of scenes, pixels or words raises it."""
 IMAGES_PER_VIDEO = 2
 QUESTIONS_PER_VIDEO = 5
@@ -82,6 +83,9 @@ def make_world(
         name: (out_dir / f"{name}.jsonl").open("w")
         for name in (*RECORD_FILES, "scenes", "questions")
     }
+    # The processes are forked, and a video decoder's threads do not live on in a fork: a process
+    # that collects a decoder among its garbage would wait for those threads for ever.
+    gc.collect()
     try:
         with ProcessPoolExecutor(workers or num_available_cores()) as pool:
             made = pool.map(work, range(num_videos), chunksize=8)
