@@ -3,7 +3,7 @@
 Each function takes a scene and a `header` that stands for what is seen: media parts (a video,
 pictures) or the same thing in words. The words make the text from which a language model learns to
 read and to reason over transcripts before it sees, and they ask exactly what is later asked of the
-video. Read next: `make.py`, `apollo/train/parts.py`.
+video. Read next: `make.py`, `apollo/train/llm_part.py`.
 """
 
 from __future__ import annotations
