@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-videos", type=int, default=12, help="for the micro model")
     parser.add_argument("--larger-num-videos", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=None, help="by default one per core")
+    parser.add_argument("--threads", type=int, default=1, help="that compute; decoding has its own")
     options = parser.parse_args()
     logging.disable_progress_bar()
     set_seed(0)
