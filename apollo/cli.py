@@ -301,6 +301,22 @@ def _compare(parser: Parser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write a page (HTML)")
 
 
+def _diagnose(parser: Parser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder or hub id of an Apollo model, micro, or an encoder"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder of `apollo world make`, best of --split test",
+    )
+    parser.add_argument(
+        "--num-videos", type=_positive, default=150, metavar="N", help="videos to measure on (150)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="write diagnosis.json and diagnosis.html here")
+
+
 def _convert(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder or hub id of a released checkpoint")
     parser.add_argument("target", metavar="DST", help="folder to make")
@@ -348,6 +364,9 @@ COMMANDS = {
         "apollo.eval.compare:main",
         "say whether two evaluations differ",
         _compare,
+    ),
+    "diagnose": Command(
+        "apollo.eval.diagnose:main", "find the link at which a model loses what it sees", _diagnose
     ),
     "convert": Command(
         "apollo.model.conversion:main", "make a released checkpoint loadable", _convert

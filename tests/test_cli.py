@@ -34,6 +34,7 @@ COMMAND_LINES = {
         "option",
     ],
     "compare": ["compare", "runs/a", "runs/b", "--condition", "text"],
+    "diagnose": ["diagnose", "micro", "--data", "runs/world", "--num-videos", "3", "--out", "d"],
     "convert": ["convert", "SRC", "DST"],
     "list": ["list", "recipes"],
     "demo": ["demo", "--minutes", "0.5"],
