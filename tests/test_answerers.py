@@ -24,7 +24,7 @@ from tiny_models import (
 )
 
 from apollo.chat import VideoChat, load_model
-from apollo.eval import api, local, prompts
+from apollo.eval import api, local, prompts, watching
 from apollo.eval.answerers import (
     Answer,
     choose,
@@ -666,6 +666,6 @@ def test_a_server_captions_first(server, asked):
 
 
 def test_a_video_that_hangs_the_decoder_is_given_up(model_dir, asked, monkeypatch):
-    monkeypatch.setattr(local, "VIDEO_TIME_LIMIT_S", 1e-4)
+    monkeypatch.setattr(watching, "VIDEO_TIME_LIMIT_S", 1e-4)
     with pytest.raises(VideoLimitError, match="took longer than 0.0001 s and was given up"):
         ApolloAnswerer(model_dir).watch(asked[0], "video")

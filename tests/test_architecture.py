@@ -44,6 +44,7 @@ TORCH_FREE = (
     "apollo.eval.runner",
     "apollo.eval.scoring",
     "apollo.eval.subtitles",
+    "apollo.eval.watching",
     "apollo.curation",
     "apollo.lab.spec",
     "apollo.lab.scaling",

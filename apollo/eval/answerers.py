@@ -26,9 +26,6 @@ SCORINGS: dict[str, str] = {
     "generate": "a free answer, from which the option is read",
 }
 
-VIDEO_TIME_LIMIT_S = 300.0
-"""Longest that answerers let a video take to load: what hangs a decoder is unreadable, too."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -25,12 +25,12 @@ from typing import Any
 from PIL import Image
 
 from apollo.eval import prompts
-from apollo.eval.answerers import VIDEO_TIME_LIMIT_S, Answer
-from apollo.eval.local import shuffled
+from apollo.eval.answerers import Answer
 from apollo.eval.parsing import parse_answer
 from apollo.eval.questions import Question
+from apollo.eval.watching import Watcher
 from apollo.messages import Part
-from apollo.video import ClipSampling, GuardedLoader, VideoClips, open_video
+from apollo.video import ClipSampling, VideoClips, open_video
 
 DEFAULT_SERVER = "https://api.openai.com/v1"
 MAX_TOKENS = 1024  # room for models that think before they answer; others stop after the letter
@@ -89,9 +89,8 @@ class ApiAnswerer:
         if send not in SENDS:
             raise ValueError(f"send {send!r}: choose from {', '.join(SENDS)}")
         self.model, self.batch_size, self.send = model, batch_size, send
-        self._loader = GuardedLoader(VIDEO_TIME_LIMIT_S)
         self.url = server.rstrip("/") + "/chat/completions"
-        self.sampling = ClipSampling("uniform", frames_per_clip=1, max_clips=num_frames)
+        self._watcher = Watcher(ClipSampling("uniform", frames_per_clip=1, max_clips=num_frames))
         self.identity: dict[str, Any] = {
             "kind": "api",
             "model": model,
@@ -102,20 +101,17 @@ class ApiAnswerer:
 
     def watch(self, question: Question, condition: str) -> _Seen:
         """Decode what the condition shows and prepare it for sending."""
-        if condition == "text":
-            return _Seen(None)
-        if condition == "frame":
-            clips = self._loader.load(question.video, ClipSampling("center", frames_per_clip=1))
-            return _Seen(clips, [_image_part(clips, 0)])
         if condition == "video" and self.send == "file":
             open_video(question.video).close()  # a broken file costs its own questions only
             data = base64.b64encode(question.video.read_bytes()).decode()
             url = f"data:video/{question.video.suffix[1:].lower() or 'mp4'};base64,{data}"
             return _Seen(None, [{"type": "video_url", "video_url": {"url": url}}])
-        clips = self._loader.load(question.video, self.sampling)
+        clips = self._watcher(question, condition)
+        if clips is None:
+            return _Seen(None)
+        if condition == "frame":
+            return _Seen(clips, [_image_part(clips, 0)])
         times_s = sorted(clips.times_s[:, 0])  # as if in their own order, also of shuffled frames
-        if condition == "shuffled":
-            clips = shuffled(clips, question.video_id)
         parts: list[Part] = []
         for index, time_s in enumerate(times_s):
             parts.append({"type": "text", "text": f"Frame at {time_s:.1f} s:"})

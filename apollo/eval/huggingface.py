@@ -24,13 +24,14 @@ from torch import Tensor
 from apollo.chat import find_model
 from apollo.data.features import fingerprint
 from apollo.eval import prompts
-from apollo.eval.answerers import VIDEO_TIME_LIMIT_S, Answer, choose
-from apollo.eval.local import MAX_ANSWER_TOKENS, MAX_CAPTION_TOKENS, PRECISIONS, shuffled
+from apollo.eval.answerers import Answer, choose
+from apollo.eval.local import MAX_ANSWER_TOKENS, MAX_CAPTION_TOKENS, PRECISIONS
 from apollo.eval.parsing import Parsed, parse_answer
 from apollo.eval.questions import Question
+from apollo.eval.watching import Watcher
 from apollo.model import register
 from apollo.runtime import pick_device
-from apollo.video import ClipSampling, GuardedLoader, VideoClips
+from apollo.video import ClipSampling, VideoClips
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,9 @@ class HuggingFaceAnswerer:
             raise ValueError(f"num_frames is {num_frames}; it must be at least 1")
         self.model, self.processor = _load(str(model), dtype)
         self.scoring = scoring
-        self.sampling = ClipSampling("uniform", frames_per_clip=1, max_clips=num_frames)
+        self.watch = Watcher(ClipSampling("uniform", frames_per_clip=1, max_clips=num_frames))
         self.takes_videos = getattr(self.processor, "video_processor", None) is not None
         self.letter_ids = self._letter_ids() if scoring == "letter" else []
-        self._loader = GuardedLoader(VIDEO_TIME_LIMIT_S)
         self.identity: dict[str, Any] = {
             "kind": "huggingface",
             "weights": fingerprint(self.model),
@@ -80,15 +80,6 @@ class HuggingFaceAnswerer:
             "scoring": scoring,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
-
-    def watch(self, question: Question, condition: str) -> VideoClips | None:
-        """Decode what the condition shows; see `answerers.Answerer`."""
-        if condition == "text":
-            return None
-        if condition == "frame":
-            return self._loader.load(question.video, ClipSampling("center", frames_per_clip=1))
-        clips = self._loader.load(question.video, self.sampling)
-        return shuffled(clips, question.video_id) if condition == "shuffled" else clips
 
     def answer(
         self, questions: Sequence[Question], condition: str, seen: VideoClips | None

@@ -10,14 +10,12 @@ how). On a GPU, in the precision that the model was saved in, they agree to roun
 
 import hashlib
 import json
-import random
 import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
@@ -26,14 +24,15 @@ from transformers.cache_utils import Cache
 from apollo.chat import load_model
 from apollo.data.features import fingerprint
 from apollo.eval import prompts
-from apollo.eval.answerers import VIDEO_TIME_LIMIT_S, Answer, choose
+from apollo.eval.answerers import Answer, choose
 from apollo.eval.parsing import parse_answer
 from apollo.eval.questions import Question
+from apollo.eval.watching import Watcher
 from apollo.media import sampling_of
 from apollo.messages import Message, Part
 from apollo.model.likelihood import Row, log_probabilities, read_prefix, repeated
 from apollo.model.processing import END_OF_TURN
-from apollo.video import ClipSampling, GuardedLoader, VideoClips
+from apollo.video import VideoClips
 
 MAX_ANSWER_TOKENS = 32
 MAX_CAPTION_TOKENS = 256
@@ -91,7 +90,7 @@ class ApolloAnswerer:
             self.model.to(getattr(torch, dtype))
         self.scoring, self.batch_size = scoring, batch_size
         self.letter_ids = self._letter_ids() if scoring == "letter" else []
-        self._loader = GuardedLoader(VIDEO_TIME_LIMIT_S)
+        self.watch = Watcher(sampling_of(self.processor), self.processor.squares)
         self.identity: dict[str, Any] = {
             "kind": "apollo",
             "weights": fingerprint(self.model),
@@ -101,16 +100,6 @@ class ApolloAnswerer:
             "scoring": scoring,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
-
-    def watch(self, question: Question, condition: str) -> VideoClips | None:
-        """Decode what the condition shows; see `answerers.Answerer`."""
-        if condition == "text":
-            return None
-        if condition == "frame":
-            return self._loader.load(question.video, ClipSampling("center", frames_per_clip=1))
-        sampling = sampling_of(self.processor)
-        clips = self._loader.load(question.video, sampling, squares=self.processor.squares)
-        return shuffled(clips, question.video_id) if condition == "shuffled" else clips
 
     def answer(
         self, questions: Sequence[Question], condition: str, seen: VideoClips | None
@@ -303,23 +292,6 @@ class ApolloAnswerer:
         settings = {name: getattr(self.processor, name) for name in names}
         state = [ids, settings, self.processor.preprocessing]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def shuffled(clips: VideoClips, video_id: str) -> VideoClips:
-    """Put the frames of all clips into an order that is drawn by the video's id.
-
-    The spans, which the prompt states, stay as they were; `times_s` are the frames' true ones.
-    """
-    order = list(range(clips.times_s.size))
-    seed = int(hashlib.sha256(video_id.encode()).hexdigest(), 16)
-    random.Random(seed).shuffle(order)
-
-    def permute(array: np.ndarray) -> np.ndarray:
-        return array.reshape(len(order), *array.shape[2:])[order].reshape(array.shape)
-
-    squares = tuple(permute(square) for square in clips.squares)
-    frames = squares[0] if squares else permute(clips.frames)
-    return replace(clips, frames=frames, times_s=permute(clips.times_s), squares=squares)
 
 
 def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
