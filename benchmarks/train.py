@@ -320,7 +320,7 @@ def main() -> None:
         cache["align"] = measure_cache(Bench(folder, "align", args.steps))
         cache["sft, larger model"] = measure_cache(
             # AdamW as in the paper's recipes: a step of Muon costs as much as some thousand tokens.
-            Bench(folder, "sft", 1, larger_model, batch_size=16, optimizer="adamw")
+            Bench(folder, "sft", 1, larger_model, batch_size=8, optimizer="adamw")
         )
     result = {
         "packing": packing,

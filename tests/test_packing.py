@@ -401,8 +401,6 @@ def test_bounded_rows_change_neither_the_records_nor_the_loss_of_a_step(sources)
 def test_a_record_too_long_for_a_bounded_row_is_named(sources):
     with pytest.raises(ValueError, match=r"record .* has \d+ tokens, tokens_per_row allows 9"):
         make_batches(sources, packed=True, tokens_per_row=9)(0)
-    with pytest.raises(ValueError, match="set packing=true"):
-        make_batches(sources, tokens_per_row=9)
 
 
 def test_a_packed_batch_is_a_function_of_its_number(sources):

@@ -633,6 +633,7 @@ def test_a_config_file_replays_a_run(finished, tmp_path):
         ({"recipe": "micro", "set": ["stages.0.stepz=3"]}, "stepz"),
         ({"recipe": "micro", "set": ["loop.mixed_precision=fp8"]}, "mixed_precision"),
         ({"recipe": "micro", "set": ["stages.0.sources.0.weight=0"]}, "weight must be positive"),
+        ({"recipe": "micro", "set": ["stages.0.tokens_per_row=9"]}, "stages.0: .*packing=true"),
         ({"config": "/nowhere/config.yaml"}, "nowhere"),
     ],
 )

@@ -102,6 +102,30 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, capfd, number, code):
     assert exact(tmp_path / "stopped") == exact(tmp_path / "straight")
 
 
+def train_in_a_group(run_dir: Path, number: int) -> None:
+    """What a child process runs: its loader signals the whole process group."""
+
+    def batch_at(i: int):
+        if i == 2:
+            os.killpg(os.getpgid(os.getppid()), number)
+        return rows(i * 4, 4)
+
+    os.setpgid(0, 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    train(run_dir, batch_at=batch_at, steps=40, num_workers=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_ends_the_run_after_its_step(tmp_path, number):
+    child = CHILDREN.Process(target=train_in_a_group, args=(tmp_path / "stopped", number))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 128 + number
+    assert latest_checkpoint(tmp_path / "stopped").state.step < 40
+    resumed = train(tmp_path / "stopped", steps=40, resume=True)
+    assert same(weights(train(tmp_path / "straight", steps=40)), weights(resumed))
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -81,8 +81,6 @@ class BatchMaker:
         load_video: LoadVideo = load_clips,
         tokens_per_row: int | None = None,
     ) -> None:
-        if tokens_per_row is not None and not packed:
-            raise ValueError("tokens_per_row bounds packed rows: set packing=true, too")
         self.sources = sources
         self.mixture = mixture
         self.processor = processor

@@ -57,14 +57,19 @@ class StopRequest:
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A forked loader of batches: Ctrl-C is for the loop to answer, SIGTERM ends it.
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
+            return  # a fork: this is for the loop to answer
         if self.signal is None:
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: finishing the step and saving (Ctrl-\\ stops now)\n".encode())
         self.signal = number
+
+
+def leave_signals_to_parent(_: int) -> None:
+    """Take a process that loads batches out of the group that Ctrl-C, `timeout` and Slurm signal.
+
+    A loop whose loader dies cannot finish its step. torch ends the loader with its parent.
+    """
+    os.setpgid(0, 0)
 
 
 @contextmanager

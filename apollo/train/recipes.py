@@ -97,6 +97,10 @@ class Stage(Schedule):
     packing: bool = False
     tokens_per_row: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.tokens_per_row is not None and not self.packing:
+            raise ValueError("tokens_per_row bounds packed rows: set packing=true, too")
+
 
 @dataclass(kw_only=True)
 class TrainConfig:

@@ -35,7 +35,7 @@ from apollo.train.checkpoint import (
     latest_checkpoint,
     save_checkpoint,
 )
-from apollo.train.interrupt import StopRequest, only_writer
+from apollo.train.interrupt import StopRequest, leave_signals_to_parent, only_writer
 from apollo.train.log import TrainLog, progress_bar
 from apollo.train.optim import (
     build_optimizer,
@@ -442,6 +442,8 @@ def _load_batches(
         sampler=numbers,
         num_workers=loop.num_workers,
         pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
+        multiprocessing_context="fork" if loop.num_workers else None,  # not so by default on 3.14
     )
     # Workers are forked, and a video decoder's threads do not live on in a fork: were a decoder
     # among the garbage that a worker collects, it would wait for those threads for ever.
