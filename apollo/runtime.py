@@ -102,15 +102,6 @@ def num_available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def set_threads(num_threads: int | None = None) -> int:
-    """Let torch use `num_threads` threads, by default one per available core; return the number."""
-    import torch
-
-    num_threads = num_threads or num_available_cores()
-    torch.set_num_threads(num_threads)
-    return num_threads
-
-
 @contextmanager
 def short_attention() -> Iterator[None]:
     """On a CPU, compute attention as two plain matrix products and a softmax.

@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Qwen2Config
 from transformers.utils import logging
 
@@ -34,7 +35,7 @@ from apollo.eval.questions import Question, read_jsonl
 from apollo.media import load_video
 from apollo.model import ApolloConfig, ApolloForConditionalGeneration, ApolloProcessor
 from apollo.model.processing import END_OF_TURN
-from apollo.runtime import environment, set_seed, set_threads
+from apollo.runtime import environment, set_seed
 from apollo.world.make import make_world
 
 RESULTS = Path(__file__).parent / "results"
@@ -182,7 +183,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable_progress_bar()
     set_seed(0)
-    result: dict[str, Any] = {"threads": set_threads(options.threads), "rounds": options.rounds}
+    torch.set_num_threads(options.threads)
+    result: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds}
     with tempfile.TemporaryDirectory() as temporary:
         world = Path(temporary) / "world"
         make_world(world, options.num_videos, seed=5, split="test")

@@ -162,6 +162,29 @@ def test_neighbour_heads_leave_a_head_free(tokenizer, name):
     assert taken.sum() == min(2, len(biases) - 1)
 
 
+@pytest.mark.parametrize("name", parts.LADDER)
+def test_before_any_training_a_head_looks_where_to_copy_from(tokenizer, name):
+    torch.manual_seed(0)
+    model = llm_part.language_model(tokenizer, **parts.LADDER[name])
+    model.set_attn_implementation("eager")
+    once = torch.randperm(800)[:40] + 20
+    with torch.no_grad():
+        attentions = model(input_ids=once.repeat(2)[None], output_attentions=True).attentions
+    before = attentions[0][0, 0].diagonal(-1).mean()  # layer, row, head: (L, L)
+    after_the_same = attentions[1][0, 0].diagonal(-39).mean()
+    assert before > 0.5
+    assert after_the_same > 3 / 60  # three times what looking anywhere would give
+
+
+def test_a_word_starts_alike_with_and_without_its_space(tokenizer):
+    model = llm_part.language_model(tokenizer, **parts.LADDER["llm-1m"])
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in (" owl", "owl", " star")]
+    assert all(len(one) == 1 for one in ids)
+    spaced, bare, other = (model.get_input_embeddings().weight[one[0]] for one in ids)
+    similarity = torch.nn.functional.cosine_similarity
+    assert similarity(spaced, bare, dim=0) > 0.5 > similarity(spaced, other, dim=0)
+
+
 def test_the_part_of_the_recipe_is_a_rung_of_the_ladder():
     assert parts.PARTS["llm"] == parts.PARTS["llm-3m"]
 

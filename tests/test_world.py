@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from apollo.runtime import append_jsonl
+from apollo.world import corpus
 from apollo.world.check import (
     ANSWERS,
     check_world,
@@ -20,9 +21,9 @@ from apollo.world.check import (
     recompute,
     scene_from_dict,
 )
-from apollo.world.language import caption, lines, transcript
+from apollo.world.language import caption, clip_spans, lines, transcript
 from apollo.world.make import _Chooser, make_world
-from apollo.world.questions import ACTIONS, FAMILIES, Question, ask_all
+from apollo.world.questions import ACTIONS, FAMILIES, ORDINALS, Question, ask_all
 from apollo.world.render import SIZE, frame, frame_times, write_video
 from apollo.world.scene import (
     COLOURS,
@@ -393,6 +394,83 @@ def test_transcripts_tell_the_clips_and_every_sign(asked):
         assert clips[0].startswith("clip from 00:00-00:02: ")
         for sign in (thing for thing in one.scene.things if thing.kind == "sign"):
             assert f"sign {sign.name} in {sign.colour}." in text, (one.scene.index, text)
+
+
+def test_brief_transcripts_tell_the_same_with_fewer_words(asked):
+    shorter = 0
+    for one in asked[:300]:
+        spans = clip_spans(one.scene.duration_s)
+        known: dict[str, str] = {}
+        for full, brief in zip(lines(one.scene, spans), lines(one.scene, spans, True), strict=True):
+            states = {
+                s.split()[3 if " dotted" in s or " striped" in s else 2]: s
+                for s in full[:-1].split(". ")
+                if s.startswith(("small ", "big "))
+            }
+            told = brief[:-1].split(". ")
+            for name, state in states.items():
+                assert (state in told) == (known.get(name) != state), (one.scene.index, full)
+            known |= states
+            rest = [s for s in full[:-1].split(". ") if s not in states.values()]
+            assert [s for s in told if s not in states.values() and s != "nothing"] == [
+                s for s in rest if s != "nothing"
+            ]
+            shorter += len(brief) < len(full)
+    assert shorter > 300
+
+
+def test_lists_agree_with_the_questions(asked):
+    seen = Counter()
+    for one in asked[:600]:
+        listed = {
+            request: [] if answer == "none." else answer[:-1].split(". ")
+            for request, answer in corpus.lists(one.scene, clip_spans(one.scene.duration_s))
+        }
+        for question in one.questions if listed else ():
+            family, query = question.family, question.query
+            if family == "sign_ordinal":
+                assert listed["List the signs."][query["index"]] == question.answer
+            elif family == "sign_count":
+                assert str(len(listed["List the signs."])) == question.answer
+                assert len(listed["Number the signs."]) == min(int(question.answer), len(ORDINALS))
+            elif family == "sign_when":
+                told = f"{query['sign']} {question.answer}"
+                assert told in listed["List the signs with their times."]
+            elif family == "event_after":
+                events = listed["List the events."]
+                assert events[events.index(query["event"]) + 1] == question.answer
+                assert listed["List the events, the last first."] == events[::-1]
+            elif family == "camera_count":
+                assert str(len(listed["List the moves of the camera."])) == question.answer
+            elif family == "pass_ordinal":
+                assert listed["List the passed things."][query["index"]] == question.answer
+            elif family == "place_end":
+                name = one.scene.things[query["thing"]].name
+                assert f"{name} {question.answer}" in listed["Where is everything at the end?"]
+            else:
+                continue
+            seen[family] += 1
+    assert len(seen) == 7 and min(seen.values()) >= 10, seen
+
+
+def test_drills_answer_themselves():
+    for index in range(300):
+        user, *turns = corpus.drill(0, index)
+        *told, first = user["content"].split("\n")
+        when = {}
+        for line in told:
+            time, _, words = line.removeprefix("clip from ").partition(": ")
+            when |= {word: time for word in words[:-1].split(". ") if word != "nothing"}
+        words = list(when)
+        true = {"List all.": ". ".join(words) + ".", "How many?": str(len(words))}
+        true["List all, the last first."] = ". ".join(words[::-1]) + "."
+        true |= {f"When is {word}?": time for word, time in when.items()}
+        true |= {f"What is {name}?": word for name, word in zip(ORDINALS, words, strict=False)}
+        true |= {f"What is right after {one}?": other for one, other in pairwise(words)}
+        true |= {f"What is right before {other}?": one for one, other in pairwise(words)}
+        asked = [first, *(m["content"] for m in turns[1::2])]
+        for request, answer in zip(asked, (m["content"] for m in turns[::2]), strict=True):
+            assert answer == true[request], (user, request)
 
 
 def test_captions_name_what_is_on(asked):

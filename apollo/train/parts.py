@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from apollo.runtime import keep_freed_memory, make_run_dir, set_threads
+from apollo.runtime import keep_freed_memory, make_run_dir
 from apollo.train.encoder_parts import (
     train_dinov2,
     train_internvideo2,
@@ -49,11 +49,11 @@ LADDER = {
 """Shapes of language models, named by their parameters."""
 
 PARTS: dict[str, Part] = {
-    "llm": Part(train_language_model, LADDER["llm-3m"], 1500),
-    "llm-0.3m": Part(train_language_model, LADDER["llm-0.3m"], 1500),
-    "llm-1m": Part(train_language_model, LADDER["llm-1m"], 1500),
-    "llm-3m": Part(train_language_model, LADDER["llm-3m"], 1500),
-    "llm-10m": Part(train_language_model, LADDER["llm-10m"], 600),
+    "llm": Part(train_language_model, LADDER["llm-3m"], 4000),
+    "llm-0.3m": Part(train_language_model, LADDER["llm-0.3m"], 4000),
+    "llm-1m": Part(train_language_model, LADDER["llm-1m"], 4000),
+    "llm-3m": Part(train_language_model, LADDER["llm-3m"], 4000),
+    "llm-10m": Part(train_language_model, LADDER["llm-10m"], 4000),
     "siglip": Part(train_siglip, SMALL, 1800),
     "siglip-large": Part(train_siglip, LARGE, 1800),
     "dinov2": Part(train_dinov2, SMALL, 3600),
@@ -79,7 +79,6 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"no part {args.name!r}; there are: {', '.join(PARTS)}")
     part = PARTS[args.name]
     out_dir = make_run_dir(args.out, resume=args.resume)
-    set_threads()
     keep_freed_memory()
     tokenizer = train_tokenizer(args.seed)
     run = PartRun(tokenizer, out_dir, args.steps or part.steps, args.seed, args.resume)

@@ -8,19 +8,29 @@ video. Read next: `make.py`, `apollo/train/llm_part.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from apollo.messages import Message, question_prompt
 from apollo.world import language
-from apollo.world.language import clock
-from apollo.world.questions import FAMILIES, ORDINALS, PLACES, Question, ask_all
+from apollo.world.language import clock, event_text
+from apollo.world.questions import (
+    FAMILIES,
+    ORDINALS,
+    PLACES,
+    STAGE_KINDS,
+    Question,
+    ask_all,
+    window,
+)
 from apollo.world.scene import (
     COLOURS,
     DIGITS,
     GROUNDS,
     OPPOSITE,
+    SHAPES,
     SPLITS,
     TEXTURES,
     WORDS,
@@ -59,6 +69,52 @@ def _exchange(
     return question_prompt(question.question, options), question.answer
 
 
+def lists(scene: Scene, spans: np.ndarray) -> list[tuple[str, str]]:
+    """Requests for all signs, events, places, moves of the camera in order, and their answers.
+
+    An answer is many steps of what a question asks one of: the next after this one, the one before,
+    when it was. Of videos whose clips leave gaps nothing is listed.
+
+    Args:
+        scene: What the video shows.
+        spans: (C, 2) the clips that are seen, in seconds.
+    """
+    if spans[-1, 1] - spans[0, 0] > (spans[:, 1] - spans[:, 0]).sum() + 0.1:
+        return []
+
+    def told(items: Sequence[str]) -> str:
+        return ". ".join(items or ["none"]) + "."
+
+    def numbered(items: Sequence[str]) -> str:
+        return told([f"{name} {item}" for name, item in zip(ORDINALS, items, strict=False)])
+
+    out = []
+    if scene.genre == "tour":
+        moves = [leg.value for leg in scene.of_kind("camera")]
+        passed = [scene.things[event.thing].label for event in scene.of_kind("pass")]
+        for subject, items in (("moves of the camera", moves), ("passed things", passed)):
+            out += [(f"List the {subject}.", told(items))]
+            out += [(f"Number the {subject}.", numbered(items))]
+        return out
+    for subject, events in (
+        ("signs", scene.of_kind("sign")),
+        ("events", scene.of_kind(*STAGE_KINDS)),
+    ):
+        items = [e.value if subject == "signs" else event_text(scene, e) for e in events]
+        times = [f"{item} {window(e.middle_s)}" for item, e in zip(items, events, strict=True)]
+        out += [(f"List the {subject}.", told(items))]
+        out += [(f"List the {subject}, the last first.", told(items[::-1]))]
+        out += [(f"List the {subject} with their times.", told(times))]
+        if subject == "signs":
+            out += [(f"Number the {subject}.", numbered(items))]
+    gone = {event.thing for event in scene.of_kind("leaves")}
+    first = [f"{s.name} {place_of(*s.position[0][1:])}" for s in scene.shapes]
+    last = [f"{s.name} {place_of(*s.position[-1][1:])}" for s in scene.shapes if s.id not in gone]
+    out += [("Where is everything at first?", told(first))]
+    out += [("Where is everything at the end?", told(last))]
+    return out
+
+
 def about_video(
     scene: Scene,
     questions: Sequence[Question],
@@ -67,8 +123,10 @@ def about_video(
     spans: np.ndarray,
     max_turns: int = 6,
     describe_share: float = 0.0,
+    list_share: float = 0.0,
+    open_share: float = 0.25,
 ) -> list[Message]:
-    """Questions about a video, in random order, some turns asking to describe a clip instead.
+    """Questions about a video, in random order, some turns asking for more instead.
 
     Args:
         scene: What the video shows.
@@ -78,8 +136,12 @@ def about_video(
         spans: (C, 2) the clips that are seen, in seconds.
         max_turns: Most exchanges of the conversation.
         describe_share: Chance that a turn asks to describe one clip.
+        list_share: Chance that a turn asks for one of `lists`.
+        open_share: Chance that a question comes without options.
     """
     told = language.lines(scene, spans) if describe_share else []
+    listed = lists(scene, spans) if list_share else []
+    rng.shuffle(listed)
     weights = np.array([0.3 if FAMILIES[q.family].needs != "frames" else 1.0 for q in questions])
     order = rng.choice(
         len(questions),
@@ -89,12 +151,15 @@ def about_video(
     )
     exchanges = []
     for i in order:
-        if rng.random() < describe_share:
+        kind = rng.random()
+        if kind < describe_share:
             clip = int(rng.integers(len(spans)))
             start, end = spans[clip]
             exchanges.append((DESCRIBE.format(f"{clock(start)}-{clock(end)}"), told[clip]))
+        elif kind < describe_share + list_share and listed:
+            exchanges.append(listed.pop())
         else:
-            exchanges.append(_exchange(questions[i], rng))
+            exchanges.append(_exchange(questions[i], rng, open_share))
     return _turns(header, exchanges)
 
 
@@ -268,6 +333,51 @@ def telling_time(scene: Scene, rng: np.random.Generator) -> float:
 # -- text alone --------------------------------------------------------------------------------
 
 
+DRILLED = (*WORDS, *DIGITS, *COLOURS, *SHAPES)
+"""Words that drills are made of."""
+
+
+def drill(seed: int, index: int, split: str = "train", most_items: int = 8) -> list[Message]:
+    """An exercise in looking things up: a transcript of single words, and questions about it.
+
+    What comes after, before, first, when, how many: all that questions about scenes ask for, and
+    nothing else to understand. A small model learns to look up from short ones, and hardly ever
+    does from scenes alone. A pure function of its arguments.
+
+    Args:
+        seed: Seed of the world.
+        index: Number of the exercise in its split.
+        split: "train" or "test".
+        most_items: Most words of the transcript; there are at least two.
+    """
+    rng = np.random.default_rng([seed, SPLITS[split], index, 3])
+    items = [str(w) for w in rng.choice(DRILLED, int(rng.integers(2, most_items + 1)), False)]
+    lines: list[str] = []
+    times: list[str] = []
+    told = 0
+    while told < len(items):
+        start = 2 * len(lines)
+        here = items[told : told + int(rng.choice([0, 1, 1, 1, 2]))]
+        told += len(here)
+        times += [f"{clock(start)}-{clock(start + 2)}"] * len(here)
+        lines.append(
+            f"clip from {clock(start)}-{clock(start + 2)}: {'. '.join(here or ['nothing'])}."
+        )
+    asked = [("List all.", ". ".join(items) + "."), ("How many?", str(len(items)))]
+    asked.append(("List all, the last first.", ". ".join(items[::-1]) + "."))
+    asked += [(f"What is {name}?", item) for name, item in zip(ORDINALS, items, strict=False)]
+    asked += [(f"When is {item}?", time) for item, time in zip(items, times, strict=True)]
+    pairs = list(itertools.pairwise(items))
+    asked += [(f"What is right after {first}?", second) for first, second in pairs]
+    asked += [(f"What is right before {second}?", first) for first, second in pairs]
+    lists = [asked[i] for i in (0, 2)]
+    others = [asked[i] for i in rng.permutation(len(asked))[:most_items]]
+    chosen = [*others, lists[int(rng.integers(2))]]
+    return _turns("\n".join(lines), [chosen[i] for i in rng.permutation(len(chosen))])
+
+
+BRIEF_SHARE = 0.6
+"""Of the transcripts, those that do not repeat themselves: shorter, and sooner understood."""
 VIDEO_FAMILIES = tuple(name for name, info in FAMILIES.items() if info.needs == "frames")
 
 
@@ -325,8 +435,18 @@ def text_sample(
         shown = [(s, telling_time(s, rng)) for s in scenes]
         return about_images(shown, rng, "\n".join(language.caption(s, t) for s, t in shown))
     spans = language.clip_spans(scene.duration_s)
-    transcript = language.transcript(scene, spans)
     if kind < 0.36:
+        transcript = language.transcript(scene, spans)
         return captions_of_video(scene, rng, transcript, spans, max_turns=4)
-    questions = ask_all(scene, rng)
-    return about_video(scene, questions, rng, transcript, spans, max_turns=12, describe_share=0.1)
+    brief = rng.random() < BRIEF_SHARE
+    return about_video(
+        scene,
+        ask_all(scene, rng),
+        rng,
+        language.transcript(scene, spans, brief),
+        spans,
+        max_turns=12,
+        describe_share=0.0 if brief else 0.1,
+        list_share=0.35,
+        open_share=0.6,
+    )

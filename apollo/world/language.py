@@ -82,14 +82,14 @@ def in_view(scene: Scene, thing: Thing, t: float) -> bool:
     return is_visible(thing, t) and 0 <= x <= 1 and 0 <= y <= 1
 
 
-def _states(scene: Scene, start: float, end: float) -> list[str]:
+def _states(scene: Scene, start: float, end: float) -> dict[int, str]:
     """Each shape seen in the clip, as it is in the last of its four frames that shows it."""
     times = [start + (end - start) * k / 4 for k in (3, 2, 1, 0)]
-    states = []
+    states = {}
     for thing in scene.shapes:
         seen = next((t for t in times if in_view(scene, thing, t)), None)
         if seen is not None:
-            states.append(describe(scene, thing, seen))
+            states[thing.id] = describe(scene, thing, seen)
     return states
 
 
@@ -116,28 +116,35 @@ def assign(scene: Scene, spans: np.ndarray) -> list[list[Event]]:
     return told
 
 
-def lines(scene: Scene, spans: np.ndarray) -> list[str]:
+def lines(scene: Scene, spans: np.ndarray, brief: bool = False) -> list[str]:
     """One line for each clip: its shapes, then what happens; "nothing." if there is neither.
 
     Args:
         scene: The scene.
         spans: (C, 2) start and end of each clip in seconds.
+        brief: Tell of a shape only where it is new or other than told before.
     """
-    out = []
+    out: list[str] = []
+    known: dict[int, str] = {}
     for (start, end), events in zip(spans, assign(scene, spans), strict=True):
-        facts = _states(scene, start, end) + [_told(scene, event) for event in events]
+        states = _states(scene, start, end)
+        facts = [state for thing, state in states.items() if known.get(thing) != state]
+        if brief:
+            known.update(states)
+        facts += [_told(scene, event) for event in events]
         out.append(". ".join(facts or ["nothing"]) + ".")
     return out
 
 
-def transcript(scene: Scene, spans: np.ndarray) -> str:
+def transcript(scene: Scene, spans: np.ndarray, brief: bool = False) -> str:
     """The video in words, in the form in which the model will see its clips.
 
     Args:
         scene: The scene.
         spans: (C, 2) start and end of each clip in seconds.
+        brief: See `lines`.
     """
-    told = zip(spans, lines(scene, spans), strict=True)
+    told = zip(spans, lines(scene, spans, brief), strict=True)
     clips = [f"clip from {clock(s)}-{clock(e)}: {line}" for (s, e), line in told]
     return "\n".join([f"{scene.ground} ground.", *clips])
 

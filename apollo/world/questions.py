@@ -177,8 +177,8 @@ def sign_count(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("sign_count", "How many signs are shown?", str(count), _numbers(rng, count))
 
 
-def _window(t: float) -> str:
-    """The two seconds on the even grid that hold `t`."""
+def window(t: float) -> str:
+    """Name the two seconds on the even grid that hold `t`."""
     start = int(t // 2) * 2
     return f"{clock(start)}-{clock(start + 2)}"
 
@@ -201,7 +201,7 @@ def _when(rng: np.random.Generator, scene: Scene, event: Event) -> list[str] | N
     for k in sorted(drawn, key=lambda k: k not in busy):
         if len(kept) < 4 and all(abs(k - other) > 1 for other in kept):
             kept.append(k)
-    return [_window(2 * kept[1 + i]) for i in rng.permutation(3)] if len(kept) == 4 else None
+    return [window(2 * kept[1 + i]) for i in rng.permutation(3)] if len(kept) == 4 else None
 
 
 def sign_when(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -216,7 +216,7 @@ def sign_when(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(
         "sign_when",
         f"When is the sign {event.value} shown?",
-        _window(event.middle_s),
+        window(event.middle_s),
         wrong,
         {"sign": event.value},
     )
@@ -640,7 +640,7 @@ def event_when(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(
         "event_when",
         f"When does this happen: {text}?",
-        _window(event.middle_s),
+        window(event.middle_s),
         wrong,
         {"event": text},
     )
