@@ -164,22 +164,34 @@ def about_video(
 
 
 def captions_of_video(
-    scene: Scene, rng: np.random.Generator, header: Header, spans: np.ndarray, max_turns: int = 8
+    scene: Scene,
+    rng: np.random.Generator,
+    header: Header,
+    spans: np.ndarray,
+    max_turns: int = 6,
+    max_lists: int = 2,
 ) -> list[Message]:
-    """Describe up to `max_turns` clips of a video, one a turn, in the order of time.
+    """Describe clips of a video, one a turn, in the order of time; then list what it shows.
+
+    Clips in which something happens are drawn first: most of a description is how things look.
 
     Args:
         scene: What the video shows.
         rng: Decides which clips.
         header: The video as a part, or its transcript.
         spans: (C, 2) the clips that are seen, in seconds.
-        max_turns: Most exchanges of the conversation.
+        max_turns: Most clips that are described.
+        max_lists: Most of `lists` that are asked for.
     """
     told = language.lines(scene, spans)
+    weights = np.array([4.0 if events else 1.0 for events in language.assign(scene, spans)])
+    drawn = rng.choice(len(spans), min(max_turns, len(spans)), False, weights / weights.sum())
     exchanges = []
-    for clip in np.sort(rng.permutation(len(spans))[:max_turns]):
+    for clip in np.sort(drawn):
         start, end = spans[clip]
         exchanges.append((DESCRIBE.format(f"{clock(start)}-{clock(end)}"), told[clip]))
+    listed = lists(scene, spans)
+    exchanges += [listed[i] for i in rng.permutation(len(listed))[:max_lists]]
     return _turns(header, exchanges)
 
 

@@ -137,7 +137,7 @@ def _make_one(
     order = [int(i) for i in rng.permutation(len(pictures))[: int(rng.integers(2, 4))]]
     conversations: dict[str, list[list]] = {
         "video": [
-            corpus.about_video(scene, ask_all(scene, rng), rng, header, spans)
+            corpus.about_video(scene, ask_all(scene, rng), rng, header, spans, list_share=0.15)
             for _ in range(CONVERSATIONS_PER_VIDEO)
         ],
         "captions_video": [],
