@@ -45,6 +45,9 @@ LISTS = {
     "conditions": "apollo.eval.answerers:CONDITIONS",
     "scorings": "apollo.eval.answerers:SCORINGS",
     "models": "apollo.chat:MODELS",
+    "studies": "apollo.lab.studies:STUDIES",
+    "prediction-formats": "apollo.curation.formats:FORMATS",
+    "rankings": "apollo.curation.discrimination:RANKINGS",
 }
 
 MODEL_HELP = "folder or Hugging Face hub id of an Apollo model; default: the shipped micro model"
@@ -317,6 +320,163 @@ def _diagnose(parser: Parser) -> None:
     parser.add_argument("--out", metavar="DIR", help="write diagnosis.json and diagnosis.html here")
 
 
+def _consistency(parser: Parser) -> None:
+    parser.add_argument(
+        "table", metavar="TABLE", help="CSV or Parquet: scores of variants at several sizes"
+    )
+    parser.add_argument("--score", metavar="COLUMN", help="which holds the scores")
+    parser.add_argument("--size", metavar="COLUMN", help="sizes, or names such as Qwen2-7B")
+    parser.add_argument(
+        "--sizes", nargs="+", metavar="COLUMN", help="of a wide table: the scores at each size"
+    )
+    parser.add_argument("--variant", nargs="+", metavar="COLUMN", help="what makes a variant")
+    parser.add_argument(
+        "--factor", nargs="+", metavar="COLUMN", help="what else may carry the agreement"
+    )
+    parser.add_argument("--to", nargs="+", metavar="SIZE", help="larger sizes to extrapolate to")
+    parser.add_argument("--out", metavar="DIR", help="write the report and its figures here")
+
+
+def _predictions(parser: Parser) -> None:
+    parser.add_argument(
+        "predictions",
+        nargs="+",
+        metavar="PREDICTIONS",
+        help="a folder of `apollo eval`, lmms-eval's sample logs, VLMEvalKit's xlsx, tsv or json, "
+        "a table; with what it does not say: PATH,model=NAME,condition=text,benchmark=NAME; "
+        "@FILE: one such argument a line",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="[BENCHMARK=]FOLDER",
+        help="where the questions themselves are, as for `apollo eval`",
+    )
+    parser.add_argument(
+        "--by-row", action="store_true", help="ids in the predictions are numbers of rows, from 0"
+    )
+    parser.add_argument(
+        "--max-missing",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="of a benchmark's questions, that a model may lack; they count as wrong (0.05)",
+    )
+
+
+def _audit(parser: Parser) -> None:
+    _predictions(parser)
+    parser.add_argument("--out", metavar="DIR", help="write audit.html, audit.json, questions.csv")
+    parser.add_argument(
+        "--save", metavar="FILE", help="write all predictions as one table, FILE.parquet"
+    )
+
+
+def _curate(parser: Parser) -> None:
+    _predictions(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument(
+        "--size", type=_positive, default=400, metavar="N", help="questions to keep (400)"
+    )
+    parser.add_argument(
+        "--rank",
+        default="entropy",
+        metavar="NAME",
+        help="what the best questions are, see `apollo list rankings` (entropy)",
+    )
+    parser.add_argument(
+        "--rule",
+        choices=("majority", "likely"),
+        default="majority",
+        help="drop what more than half of the models answer without the video, or what more than "
+        "half of all such models know, luck aside (majority)",
+    )
+    parser.add_argument(
+        "--balance",
+        default="class",
+        metavar="COLUMN",
+        help="spread over its values, or none (class)",
+    )
+    parser.add_argument(
+        "--shares", choices=("pool", "equal"), default="pool", help="of these values (pool)"
+    )
+    parser.add_argument(
+        "--per-video", type=int, default=0, metavar="N", help="most of a video; 0: any number (0)"
+    )
+    parser.add_argument(
+        "--classes", metavar="FILE", help="classes of the questions, see docs/curation.md"
+    )
+    parser.add_argument(
+        "--ask-classes",
+        action="store_true",
+        help="only write questions that ask an answerer for the classes",
+    )
+    parser.add_argument("--review", metavar="CSV", help="a review.csv that was filled in")
+    parser.add_argument(
+        "--splits", type=int, default=40, metavar="N", help="of the validation; 0: none (40)"
+    )
+    parser.add_argument(
+        "--name", default="curated", metavar="NAME", help="of the small benchmark (curated)"
+    )
+
+
+def _study(parser: Parser) -> None:
+    parser.add_argument(
+        "study", metavar="STUDY", help="see `apollo study list`; your own: FILE.py:FUNCTION"
+    )
+    _lab(parser)
+
+
+def _lab(parser: Parser) -> None:
+    parser.add_argument("--scale", choices=("micro", "paper"), default="micro", help="(micro)")
+    parser.add_argument(
+        "--out", default="runs/lab", metavar="DIR", help="ledgers, claims and points (runs/lab)"
+    )
+
+
+def _study_plan(parser: Parser) -> None:
+    _study(parser)
+    parser.add_argument(
+        "--calibrate", action="store_true", help="measure a few steps of what has never been run"
+    )
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="how many (1)")
+    parser.add_argument(
+        "--gpu", default="h100", metavar="NAME", help="at the paper's scale: see `apollo list gpus`"
+    )
+    parser.add_argument(
+        "--gpus", type=_positive, default=8, metavar="N", help="at the paper's scale: how many (8)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def _study_run(parser: Parser) -> None:
+    _study(parser)
+    parser.add_argument(
+        "--executor",
+        choices=("here", "processes", "ray", "slurm"),
+        default="here",
+        help="one worker here, several processes, Ray, or a job script for Slurm (here)",
+    )
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="how many (1)")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep models and predictions of finished points"
+    )
+
+
+def _study_report(parser: Parser) -> None:
+    parser.add_argument(
+        "study", nargs="?", metavar="STUDY", help="print this one alone; default: write all"
+    )
+    parser.add_argument("--scale", choices=("micro", "paper"), default="micro", help="(micro)")
+    parser.add_argument(
+        "--ledgers", default="runs/lab/ledgers", metavar="DIR", help="(runs/lab/ledgers)"
+    )
+    parser.add_argument(
+        "--out", default="docs/findings.md", metavar="FILE", help="page (docs/findings.md)"
+    )
+
+
 def _convert(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder or hub id of a released checkpoint")
     parser.add_argument("target", metavar="DST", help="folder to make")
@@ -368,6 +528,29 @@ COMMANDS = {
     "diagnose": Command(
         "apollo.eval.diagnose:main", "find the link at which a model loses what it sees", _diagnose
     ),
+    "consistency": Command(
+        "apollo.lab.consistency:main",
+        "do choices made on small models hold for large ones?",
+        _consistency,
+    ),
+    "audit": Command(
+        "apollo.curation.commands:audit_main", "say what a benchmark measures", _audit
+    ),
+    "curate": Command(
+        "apollo.curation.commands:curate_main",
+        "choose a small benchmark that ranks like the large one",
+        _curate,
+    ),
+    "study list": Command("apollo.lab.commands:list_main", "the paper's ablations", _lab),
+    "study plan": Command(
+        "apollo.lab.commands:plan_main", "say how long a study will take", _study_plan
+    ),
+    "study run": Command(
+        "apollo.lab.commands:run_main", "run the points that are not finished", _study_run
+    ),
+    "study report": Command(
+        "apollo.lab.commands:report_main", "tables, figures and verdicts", _study_report
+    ),
     "convert": Command(
         "apollo.model.conversion:main", "make a released checkpoint loadable", _convert
     ),
@@ -379,6 +562,7 @@ COMMANDS = {
 # What the commands of two words have in common.
 GROUPS = {
     "data": "training data: records and mixtures of them",
+    "study": "the paper's ablations, and your own",
     "video": "look into video files: what they are, their frames, what a model sees",
     "world": "the micro world of moving shapes",
 }

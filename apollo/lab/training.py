@@ -1,0 +1,337 @@
+"""Measure a point of a study: train what it says, ask the model, hand back numbers and times.
+
+Here because a study knows settings and nothing of torch. The identity of a point is the hash of its
+whole configuration as far as it decides the outcome: where files lie, how often something is saved
+and how many processes load data are not in it, and neither are settings at their defaults, so that
+a setting that is added one day changes no identity. Read next: `apollo/train/run.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apollo.config import apply_overrides, save_config, to_dict
+from apollo.data.features import FeatureCache
+from apollo.eval.answerers import make_answerer, pick_scoring
+from apollo.eval.benchmarks import BENCHMARKS, read_benchmark
+from apollo.eval.runner import evaluate, recognise
+from apollo.lab.spec import Asking, Point, Study
+from apollo.model import ApolloProcessor
+from apollo.runtime import read_jsonl, set_seed
+from apollo.train.joining import PUBLISHED, join_parts
+from apollo.train.recipes import RECIPES, ModelSettings, TrainConfig
+from apollo.train.run import train
+
+NOT_OUTCOME = ("out_dir", "feature_cache_dir", "video_time_limit_s")
+"""Settings that do not decide the outcome; of `loop` only `OUTCOME_OF_LOOP` do."""
+OUTCOME_OF_LOOP = ("seed", "mixed_precision")
+CALIBRATION_STEPS = 12
+CALIBRATION_QUESTIONS = 60
+
+_QWEN: dict[str, Any] = {
+    "model_type": "qwen2",
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+}
+_QWEN_1P5B = {
+    **_QWEN,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+_QWEN_0P5B = {
+    **_QWEN_1P5B,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-0.5B-Instruct": _QWEN_0P5B,
+    "Qwen/Qwen2-0.5B-Instruct": _QWEN_0P5B,
+    "Qwen/Qwen2-1.5B-Instruct": _QWEN_1P5B,
+    "Qwen/Qwen1.5-4B-Chat": {
+        **_QWEN,
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+        "rope_theta": 5e6,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen2-7B-Instruct": PUBLISHED["Qwen/Qwen2.5-7B-Instruct"],
+    "facebook/dinov2-large": {
+        "model_type": "dinov2",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "patch_size": 14,
+    },
+    "MCG-NJU/videomae-large": {
+        "model_type": "videomae",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
+    "facebook/vjepa2-vith-fpc64-256": {
+        "model_type": "vjepa2",
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "crop_size": 256,
+    },
+}
+"""Further parts of the paper's studies, by hub id: shapes as their config.json states them."""
+
+
+def know_shapes() -> None:
+    """Let models of the studies' parts be built without their files, as `apollo plan` does."""
+    PUBLISHED.update({name: shape for name, shape in SHAPES.items() if name not in PUBLISHED})
+
+
+def resolve(study: Study, point: Point) -> TrainConfig:
+    """The whole configuration of a point's training.
+
+    Raises:
+        ValueError: A recipe or a setting that there is not.
+    """
+    recipe = point.settings.get("recipe", study.recipe)
+    if recipe not in RECIPES:
+        raise ValueError(f"study {study.name}: no recipe {recipe!r}; see `apollo list recipes`")
+    return apply_overrides(RECIPES[recipe](), point.overrides())
+
+
+def identity(study: Study, point: Point) -> str:
+    """Hash of all that the numbers depend on; see the module."""
+    config = resolve(study, point)
+    outcome = {k: v for k, v in _changed(config).items() if k not in NOT_OUTCOME}
+    outcome["loop"] = {name: getattr(config.loop, name) for name in OUTCOME_OF_LOOP}
+    asked = {name: _changed(asking) for name, asking in sorted(study.asking.items())}
+    whole = {
+        "config": outcome,
+        "sampling": point.settings.get("sampling", ""),
+        "questions": study.questions,
+        "asking": asked,
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _changed(value: Any) -> Any:
+    """A dataclass tree as plain values, without what is at its default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {}
+        for field in dataclasses.fields(value):
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if getattr(value, field.name) != default:
+                found[field.name] = _changed(getattr(value, field.name))
+        return found
+    if isinstance(value, list | tuple):
+        return [_changed(item) for item in value]
+    return to_dict(value)
+
+
+def run(study: Study, point: Point, folder: Path) -> Mapping[str, Any]:
+    """Train, ask, and give metrics in per cent; goes on where an earlier try was stopped.
+
+    Args:
+        study: What it belongs to.
+        point: Which.
+        folder: Receives the run of the training and of each evaluation.
+
+    Raises:
+        ValueError: A part, a record or a question that cannot be used.
+    """
+    started = time.monotonic()
+    config = replace(resolve(study, point), out_dir=folder / "train")
+    trained_from = _with_sampling(config, point.settings.get("sampling", ""), folder)
+    model_dir = _train(trained_from, torch.cuda.device_count())
+    train_s = time.monotonic() - started
+    metrics: dict[str, float] = {}
+    for name, asking in study.asking.items():
+        metrics |= _ask(study, name, asking, model_dir, folder)
+    return {
+        "metrics": metrics,
+        "timing": {
+            "train_s": round(train_s, 2),
+            "eval_s": round(time.monotonic() - started - train_s, 2),
+            "stages": stage_times(config),
+        },
+        "config": _changed(replace(config, out_dir=Path())),
+        "inputs": inputs_of(study, config),
+    }
+
+
+def _train(config: TrainConfig, num_gpus: int) -> Path:
+    """Train, or go on, on all GPUs that this worker sees: here on one or none, else by torchrun."""
+    resume = (config.out_dir / "config.yaml").is_file()
+    if num_gpus < 2:
+        return train(replace(config, loop=replace(config.loop, sharding="no")), resume)
+    path = config.out_dir.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_config(config, path)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = ["-m", "apollo", "train", "--out", str(config.out_dir)]
+    command += ["--resume"] if resume else ["--config", str(path)]
+    done = subprocess.run([*launcher, "--nproc-per-node", str(num_gpus), *command])
+    if done.returncode:
+        raise RuntimeError(f"training on {num_gpus} GPUs ended with code {done.returncode}")
+    return config.out_dir / "model"
+
+
+def _with_sampling(config: TrainConfig, sampling: str, folder: Path) -> TrainConfig:
+    """Train with another sampling: recipes have no such setting, but a model to start from has.
+
+    The parts are joined here, with the weights that the recipe's seed gives the connector, and
+    saved with a processor that samples so.
+    """
+    if not sampling:
+        return config
+    start = folder / "start"
+    if not (start / "done").exists():
+        set_seed(config.loop.seed)
+        model, processor = join_parts(config.model, config.stages[-1].max_clips)
+        processor.sampling = sampling
+        model.save_pretrained(start)
+        processor.save_pretrained(start)
+        (start / "done").touch()
+    return replace(config, model=ModelSettings(start=str(start), note=config.model.note))
+
+
+def _ask(
+    study: Study, name: str, asking: Asking, model_dir: Path, folder: Path
+) -> dict[str, float]:
+    """Per cent right: of all, of each class and the mean over families."""
+    model = _sampled_as(asking, model_dir, folder / f"model-{name.replace(' ', '-')}")
+    benchmark, _ = recognise(study.questions)
+    questions = read_benchmark(benchmark, study.questions)
+    scoring = pick_scoring(str(model), None, BENCHMARKS[benchmark].scoring)
+    answerer = make_answerer(str(model), scoring=scoring)
+    out_dir = folder / f"eval-{name.replace(' ', '-')}"
+    tables = evaluate(answerer, questions, [asking.condition], out_dir)
+    overall = tables["overall"]["all"][asking.condition]
+    found = {name: overall.accuracy}
+    if overall.family_mean is not None:
+        found[f"{name}/family mean"] = overall.family_mean
+    for group, scores in tables.get("class", {}).items():
+        found[f"{name}/{group}"] = scores[asking.condition].accuracy
+    return {metric: round(100 * share, 3) for metric, share in found.items()}
+
+
+def _sampled_as(asking: Asking, model_dir: Path, folder: Path) -> Path:
+    """The model, or a folder with links to its weights and a processor that samples otherwise."""
+    if not asking.sampling and asking.max_clips is None:
+        return model_dir
+    processor = ApolloProcessor.from_pretrained(model_dir)
+    processor.sampling = asking.sampling or processor.sampling
+    processor.max_clips = asking.max_clips or processor.max_clips
+    processor.save_pretrained(folder)
+    for path in model_dir.iterdir():
+        if not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve())
+    return folder
+
+
+def stage_times(config: TrainConfig) -> dict[str, dict[str, float]]:
+    """Stage -> steps and seconds, from the log of its run."""
+    lines = list(read_jsonl(config.out_dir / "log.jsonl"))
+    last = {line["stage"]: line for line in lines}
+    return {
+        name: {"steps": line["step"], "seconds": line["elapsed_s"]} for name, line in last.items()
+    }
+
+
+def inputs_of(study: Study, config: TrainConfig) -> dict[str, str]:
+    """SHA-256 of the files that settings only name: weights of local parts, worlds."""
+    files = [
+        Path(part) / "model.safetensors" for part in (*config.model.encoders, config.model.llm)
+    ]
+    files += [Path(folder) / "world.json" for folder in (config.data_dir, study.questions)]
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()
+    }
+
+
+# ---- how long a point will take
+
+
+def calibrate(study: Study, point: Point, folder: Path) -> dict[str, float]:
+    """Seconds that a point will take, from a few steps of each stage and a few questions.
+
+    Returns:
+        "start", "train" and "eval" of the point; "features" is what encoding all media of the data
+        would take that are not in the cache yet, once for all points with these encoders.
+    """
+    whole = resolve(study, point)
+    stages = [replace(s, steps=min(s.steps, CALIBRATION_STEPS)) for s in whole.stages]
+    config = replace(
+        whole, stages=stages, out_dir=folder / "train", loop=replace(whole.loop, log_every=2)
+    )
+    cached = _num_features(config)
+    started = time.monotonic()
+    trained_from = _with_sampling(config, point.settings.get("sampling", ""), folder)
+    model_dir = _train(trained_from, torch.cuda.device_count())
+    train_s = time.monotonic() - started
+    rates, steps_s = _step_times(config, whole.stages)
+    new, rest_s = _num_features(config) - cached, train_s - steps_s
+    left = max(0, _num_media(config.data_dir) - cached - new)
+    return {
+        # Loading parts and data; where features were made, too, the two cannot be told apart.
+        "start": min(rest_s, 5.0) if new else rest_s,
+        "train": rates,
+        "eval": sum(_eval_time(study, asking, model_dir) for asking in study.asking.values()),
+        "features": rest_s / new * left if new else 0.0,
+    }
+
+
+def _step_times(config: TrainConfig, whole: Sequence[Any]) -> tuple[float, float]:
+    """Seconds of all steps of the whole stages, and of those that were taken."""
+    lines = list(read_jsonl(config.out_dir / "log.jsonl"))
+    total, taken = 0.0, 0.0
+    for stage in whole:
+        of_stage = [line for line in lines if line["stage"] == stage.name]
+        first, last = of_stage[0], of_stage[-1]
+        steps = max(1, last["step"] - first["step"])  # the first lines hold what happens once
+        total += stage.steps * (last["elapsed_s"] - first["elapsed_s"]) / steps
+        taken += last["elapsed_s"]
+    return total, taken
+
+
+def _eval_time(study: Study, asking: Asking, model_dir: Path) -> float:
+    benchmark, _ = recognise(study.questions)
+    questions = read_benchmark(benchmark, study.questions)
+    scoring = pick_scoring(str(model_dir), None, BENCHMARKS[benchmark].scoring)
+    answerer = make_answerer(str(model_dir), scoring=scoring)
+    some = questions[:CALIBRATION_QUESTIONS]
+    started = time.monotonic()
+    evaluate(answerer, some, [asking.condition], model_dir.parent / f"calibration-{asdict(asking)}")
+    return (time.monotonic() - started) * len(questions) / len(some)
+
+
+def _num_features(config: TrainConfig) -> int:
+    if not config.feature_cache_dir:
+        return 0
+    return FeatureCache(config.feature_cache_dir, {}).size().num_files
+
+
+def _num_media(folder: Path) -> int:
+    return sum(1 for name in ("videos", "images") for _ in (folder / name).glob("*"))
