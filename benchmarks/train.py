@@ -62,7 +62,7 @@ def micro_model(config: TrainConfig, stage: Stage) -> Model:
 
 def larger_model(config: TrainConfig, stage: Stage) -> Model:
     """Make a model with random weights in the proportions of Apollo-1.5B: encoders as large as the
-    LLM, 14 patches for each of its tokens (the paper's: 31), 128 tokens per clip.
+    LLM, 25 patches for each of its tokens (the paper's: 31).
     """
     small, processor = micro_model(config, stage)
     base = {"num_hidden_layers": 12, "num_attention_heads": 12}
@@ -83,7 +83,7 @@ def larger_model(config: TrainConfig, stage: Stage) -> Model:
             {"model_type": "internvideo2", **video},
         ],
         text_config=llm,
-        tokens_per_clip=128,
+        tokens_per_clip=64,
         image_token_id=small.config.image_token_id,
         video_token_id=small.config.video_token_id,
     )
