@@ -18,3 +18,4 @@ if [ -e runs/micro ]; then $apollo train --resume --out runs/micro; else
 fi
 .venv/bin/python scripts/ship_micro.py
 $apollo eval apollo/assets/micro --data runs/held_out --condition video frame text --out runs/eval_micro
+.venv/bin/python scripts/readme_table.py runs/eval_micro
