@@ -2,7 +2,7 @@
 
     python scripts/readme_table.py runs/eval_micro
 
-Run by make_micro.sh after the evaluation; what the text says of the tables is for a person to check.
+Run by make_micro.sh after the evaluation; what the text says of them is for a person to check.
 """
 
 import json
