@@ -39,6 +39,13 @@ def test_any_text_survives_the_tokenizer(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
+def test_a_run_does_not_go_on_with_another_tokenizer(tokenizer, tmp_path):
+    parts.keep_tokenizer(tokenizer, tmp_path)
+    parts.keep_tokenizer(tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="began with another tokenizer"):
+        parts.keep_tokenizer(llm_part.train_tokenizer(1, 50), tmp_path)
+
+
 def test_only_answers_are_supervised(tokenizer):
     messages = corpus.text_sample(seed=0, index=3)
     ids, labels = llm_part.encode_text(tokenizer, messages)

@@ -110,25 +110,20 @@ class Lesson:
         name: Its name in the log.
         share: Its share of all steps.
         draw: Gives the conversation of a seed and a number.
-        whole_share: Share of the conversations of which every token is to be predicted, not only
-            the answers.
     """
 
     name: str
     share: float
     draw: Callable[[int, int], list[Message]]
-    whole_share: float = 0.0
 
 
 LESSONS = (
     Lesson("drills", 0.15, functools.partial(corpus.drill, most_items=4)),
     Lesson("long drills", 0.15, functools.partial(corpus.drill, most_items=9)),
     Lesson("reading", 0.40, functools.partial(corpus.text_sample, longest_s=20.0)),
-    Lesson("long reading", 0.30, functools.partial(corpus.text_sample, longest_s=120.0), 0.3),
+    Lesson("long reading", 0.30, functools.partial(corpus.text_sample, longest_s=120.0)),
 )
-"""First to look things up, in transcripts so short that there is little to look at; then scenes.
-Who learns answers alone never learns how lines go when there is nothing to copy: as the frozen
-language model of the first stage its loss began at 5 and was 3.4 after 200 steps."""
+"""First to look things up, in transcripts so short that there is little to look at; then scenes."""
 
 
 def text_batches(
@@ -155,13 +150,10 @@ def text_batches(
     @functools.lru_cache(maxsize=2)
     def drawn(number: int) -> list[list[tuple[list[int], list[int]]]]:
         numbers = range(first + number * rows * group, first + (number + 1) * rows * group)
-        encoded = [encode_text(tokenizer, lesson.draw(seed, i)) for i in numbers]
-        whole = np.random.default_rng([seed, 18, number]).random(len(encoded))
-        encoded = [
-            (ids, ids if share < lesson.whole_share else labels)
-            for (ids, labels), share in zip(encoded, whole, strict=True)
-        ]
-        encoded.sort(key=lambda pair: len(pair[0]))
+        samples = [lesson.draw(seed, i) for i in numbers]
+        encoded = sorted(
+            (encode_text(tokenizer, s) for s in samples), key=lambda pair: len(pair[0])
+        )
         parts = [encoded[i * rows : (i + 1) * rows] for i in range(group)]
         return [parts[i] for i in np.random.default_rng([seed, 12, number]).permutation(group)]
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
 
 from apollo.runtime import keep_freed_memory, make_run_dir
 from apollo.train.encoder_parts import (
@@ -73,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
         args: name, out (folder of the run), steps (or None), seed, resume.
 
     Raises:
-        ValueError: No part has this name.
+        ValueError: No part has this name, or the run began with another tokenizer.
     """
     if args.name not in PARTS:
         raise ValueError(f"no part {args.name!r}; there are: {', '.join(PARTS)}")
@@ -81,7 +84,30 @@ def main(args: argparse.Namespace) -> int:
     out_dir = make_run_dir(args.out, resume=args.resume)
     keep_freed_memory()
     tokenizer = train_tokenizer(args.seed)
+    keep_tokenizer(tokenizer, out_dir)
     run = PartRun(tokenizer, out_dir, args.steps or part.steps, args.seed, args.resume)
     part.train(run, **part.shape)
     print(f"trained part: {out_dir / 'model'}")
     return 0
+
+
+def keep_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> None:
+    """Write the tokenizer into the run, or see that the run began with this one.
+
+    It is made of the world's text: a change there would give each token another number, and a run
+    that went on with it would read gibberish.
+
+    Args:
+        tokenizer: The one that all parts share.
+        out_dir: Folder of the run.
+
+    Raises:
+        ValueError: The run began with another.
+    """
+    file, text = out_dir / "tokenizer.json", tokenizer.backend_tokenizer.to_str()
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{out_dir} began with another tokenizer: the text of the world or the seed has "
+            "changed since; begin a new run in another folder"
+        )
+    file.write_text(text, encoding="utf-8")

@@ -183,16 +183,18 @@ def captions_of_video(
         max_turns: Most clips that are described.
         max_lists: Most of `lists` that are asked for.
     """
-    told = language.lines(scene, spans)
     weights = np.array([4.0 if events else 1.0 for events in language.assign(scene, spans)])
     drawn = rng.choice(len(spans), min(max_turns, len(spans)), False, weights / weights.sum())
-    exchanges = []
-    for clip in np.sort(drawn):
-        start, end = spans[clip]
-        exchanges.append((DESCRIBE.format(f"{clock(start)}-{clock(end)}"), told[clip]))
     listed = lists(scene, spans)
-    exchanges += [listed[i] for i in rng.permutation(len(listed))[:max_lists]]
-    return _turns(header, exchanges)
+    chosen = [listed[i] for i in rng.permutation(len(listed))[:max_lists]]
+    return _turns(header, _descriptions(scene, spans, drawn) + chosen)
+
+
+def _descriptions(scene: Scene, spans: np.ndarray, clips: np.ndarray) -> list[tuple[str, str]]:
+    """Requests to describe these clips, in the order of time, and the answers."""
+    told = language.lines(scene, spans)
+    times = [f"{clock(start)}-{clock(end)}" for start, end in spans]
+    return [(DESCRIBE.format(times[clip]), told[clip]) for clip in np.sort(clips)]
 
 
 def caption_of_image(scene: Scene, t: float, header: Header) -> list[Message]:
@@ -449,7 +451,7 @@ def text_sample(
     spans = language.clip_spans(scene.duration_s)
     if kind < 0.36:
         transcript = language.transcript(scene, spans)
-        return captions_of_video(scene, rng, transcript, spans, max_turns=4)
+        return _turns(transcript, _descriptions(scene, spans, rng.permutation(len(spans))[:4]))
     brief = rng.random() < BRIEF_SHARE
     return about_video(
         scene,
