@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Rebuild the shipped micro model from nothing: parts, world, three stages, evaluation, assets.
-# Some three hours on two cores, 10 GB of features; run again after a stop, it takes the trainings up where they were and makes an
+# Hours on two cores, 10 GB of features; run again after a stop, it takes the trainings up where they were and makes an
 # unfinished world anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
