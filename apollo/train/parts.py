@@ -33,7 +33,7 @@ class Part:
     Args:
         train: Takes a `PartRun` and the shape.
         shape: Its size, in the words of `train`.
-        steps: Default of steps: minutes of one core for the small parts, some hours for the largest.
+        steps: Default of steps: minutes of a core for the small parts, hours for the largest.
     """
 
     train: Callable[..., None]
