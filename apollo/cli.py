@@ -477,6 +477,44 @@ def _study_report(parser: Parser) -> None:
     )
 
 
+def _serve(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="(127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=_positive, default=8000, metavar="N", help="(8000)")
+    parser.add_argument(
+        "--api-key", metavar="KEY", help="clients must bring it; better in APOLLO_API_KEY"
+    )
+    parser.add_argument(
+        "--media-root", metavar="DIR", help="folder whose files may be asked about; default: none"
+    )
+    parser.add_argument(
+        "--max-batch", type=_positive, default=16, metavar="N", help="answers at once (16)"
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="requests that wait; more are asked to come back later (64)",
+    )
+    parser.add_argument(
+        "--max-upload", type=_positive, default=512, metavar="MIB", help="largest file (512)"
+    )
+    parser.add_argument(
+        "--max-duration", type=float, default=3600.0, metavar="S", help="longest video (3600)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=1024, metavar="N", help="longest answer (1024)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=_positive,
+        default=30,
+        metavar="S",
+        help="when told to stop, wait so long for answers that are being written (30)",
+    )
+
+
 def _convert(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder or hub id of a released checkpoint")
     parser.add_argument("target", metavar="DST", help="folder to make")
@@ -551,6 +589,7 @@ COMMANDS = {
     "study report": Command(
         "apollo.lab.commands:report_main", "tables, figures and verdicts", _study_report
     ),
+    "serve": Command("apollo.serve.api:main", "put a model behind a URL, with a page", _serve),
     "convert": Command(
         "apollo.model.conversion:main", "make a released checkpoint loadable", _convert
     ),

@@ -42,6 +42,7 @@ COMMAND_LINES = {
     "study plan": ["study", "plan", "encoders", "--calibrate", "--workers", "2", "--json"],
     "study run": ["study", "run", "my.py:mine", "--executor", "ray", "--workers", "4", "--keep"],
     "study report": ["study", "report", "--ledgers", "ledgers", "--out", "docs/findings.md"],
+    "serve": ["serve", "micro", "--port", "9000", "--api-key", "k", "--media-root", "d"],
     "convert": ["convert", "SRC", "DST"],
     "list": ["list", "recipes"],
     "demo": ["demo", "--minutes", "0.5"],
