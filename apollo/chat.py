@@ -10,12 +10,15 @@ import importlib.resources
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apollo.media import load_image, load_video
 from apollo.messages import Message, map_media, media_parts, normalize, question_prompt
+from apollo.remote import RemoteChat
 from apollo.runtime import pick_device
 from apollo.video import VideoClips, open_video
 
@@ -260,9 +263,13 @@ def ask_main(args: argparse.Namespace) -> int:
     """Run `apollo ask`.
 
     Args:
-        args: video, question, model, options, max_new_tokens, sampling.
+        args: video, question, model, server, options, max_new_tokens, sampling.
     """
     question_prompt(args.question, args.options)  # before the slow parts: it may be refused
+    if args.server:
+        with closing(RemoteChat(args.server, args.model)) as remote:
+            print(remote.ask(args.video, args.question, args.options, **_options(args)))
+        return 0
     chat, clips = _start(args)
     answer = chat.ask(clips, args.question, args.options, max_new_tokens=args.max_new_tokens)
     if answer.option_scores:
@@ -276,10 +283,20 @@ def chat_main(args: argparse.Namespace) -> int:
     """Run `apollo chat`: a question a line, until the input ends.
 
     Args:
-        args: video, model, max_new_tokens, sampling.
+        args: video, model, server, max_new_tokens, sampling.
     """
+    if args.server:
+        open_video(args.video).close()
+        with closing(RemoteChat(args.server, args.model)) as remote:
+            _talk(partial(remote.ask, **_options(args)), args.video)
+        return 0
     chat, clips = _start(args)
-    show: VideoClips | None = clips
+    _talk(partial(chat.ask, max_new_tokens=args.max_new_tokens), clips)
+    return 0
+
+
+def _talk(ask: Callable[..., Any], video: Any) -> None:
+    """Ask what is typed, a question a line, until the input ends."""
     interactive = sys.stdin.isatty()
     if interactive:
         print("Ask about the video; Ctrl-D ends.", file=sys.stderr)
@@ -287,13 +304,17 @@ def chat_main(args: argparse.Namespace) -> int:
         try:
             question = input("> " if interactive else "")
         except EOFError:
-            return 0
+            return
         if not question.strip():
             print("the question is empty; ask something about the video", file=sys.stderr)
             continue
-        chat.ask(show, question, max_new_tokens=args.max_new_tokens, on_text=_print_piece)
+        ask(video, question, on_text=_print_piece)
         print()
-        show = None
+        video = None
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"sampling": args.sampling, "max_new_tokens": args.max_new_tokens}
 
 
 def _start(args: argparse.Namespace) -> tuple[VideoChat, VideoClips]:

@@ -71,6 +71,11 @@ def _chat(parser: Parser) -> None:
 
 def _generation(parser: Parser) -> None:
     parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="ask a model behind an OpenAI-compatible server, which --model may name",
+    )
+    parser.add_argument(
         "--max-new-tokens", type=_positive, default=256, metavar="N", help="longest answer (256)"
     )
     parser.add_argument(

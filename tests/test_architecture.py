@@ -14,18 +14,19 @@ PACKAGE = ROOT / "apollo"
 LEVELS = {
     **dict.fromkeys(("config", "runtime", "video"), 0),
     **dict.fromkeys(("model", "media", "messages"), 1),
-    **dict.fromkeys(("data", "world", "chat"), 2),
+    **dict.fromkeys(("data", "world", "chat", "remote"), 2),
     **dict.fromkeys(("train", "eval"), 3),
     **dict.fromkeys(("curation", "lab", "serve"), 4),
     **dict.fromkeys(("cli", "demo", "__main__"), 5),
 }
-ALLOWED = {("__main__", "cli"), ("video", "runtime")}  # within a level
+ALLOWED = {("__main__", "cli"), ("video", "runtime"), ("chat", "remote")}  # within a level
 # Importing these must not import torch: they are what light commands and data workers use.
 TORCH_FREE = (
     "apollo",
     "apollo.cli",
     "apollo.config",
     "apollo.messages",
+    "apollo.remote",
     "apollo.runtime",
     "apollo.video",
     "apollo.world",

@@ -16,7 +16,7 @@ COMMAND_LINES = {
     "video strip": ["video", "strip", "a.mp4", "--model", "micro", "--max-clips", "8"],
     "data check": ["data", "check", "m.yaml", "--sample", "9", "--model", "d", "--out", "r.json"],
     "ask": ["ask", "a.mp4", "Why?", "--options", "x", "y"],
-    "chat": ["chat", "a.mp4", "--model", "owner/name"],
+    "chat": ["chat", "a.mp4", "--server", "http://localhost:8000"],
     "world make": ["world", "make", "out", "--num-videos", "3", "--seed", "1"],
     "train": ["train", "micro", "--set", "a=1", "b.0=2", "--set", "c=3"],
     "plan": ["plan", "3b", "--gpus", "8", "--gpu", "h100", "--assume", "mfu=0.4", "--json"],
