@@ -1,10 +1,11 @@
-# `make demo` and `make test` set up everything they need in .venv; nothing else on the machine is touched.
+# `make demo` and `make test` set up everything they need in .venv; nothing else on the machine is
+# touched. `make test-all` also wants Debian's Chromium, to try the page of `apollo serve` in.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all browser lint clean
 
 demo: $(STAMP)
 	$(BIN)/apollo demo --out runs/demo
@@ -12,8 +13,12 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(STAMP) lint
+test-all: $(STAMP) lint browser
 	$(BIN)/python -m pytest
+
+browser:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+	  || echo "no Chromium could be installed: the tests of the page are skipped"
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -12,10 +12,11 @@ from PIL import Image
 from serving import ask, running, show
 
 from apollo.chat import VideoChat, load_model
-from apollo.serve.api import Settings
-from apollo.serve.engine import Engine, Job, Prompt, PromptError, Wishes, _Text
+from apollo.serve.engine import Engine
+from apollo.serve.jobs import Job, Prompt, PromptError, Text, Wishes
 from apollo.serve.media import MediaLimits, MediaStore
 from apollo.serve.rows import Prefix, PrefixCache
+from apollo.serve.server import Settings
 from apollo.serve.sources import RefusedError, Source
 
 QUESTIONS = ("What happens first?", "List the events, the last first.", "Describe the video.")
@@ -176,7 +177,7 @@ def test_text_comes_in_pieces_that_make_up_the_whole(model_and_processor, stop):
     tokenizer = processor.tokenizer
     whole = "  heart: aé ☃ b c d e f  "
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    text, found, is_stopped = _Text(stop), "", False
+    text, found, is_stopped = Text(stop), "", False
     for end in range(1, len(ids) + 1):
         piece, is_stopped = text.add(tokenizer, ids[:end], end == len(ids))
         found += piece

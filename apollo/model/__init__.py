@@ -1,7 +1,8 @@
 """The model, native to Hugging Face transformers; this package imports nothing else of apollo.
 
-`register()` makes the Auto classes know it. Names are imported on first use, so that importing the
-package costs nothing. Read next: `modeling.py`.
+`register()` makes the Auto classes know it; it is also SGLang's plugin, and `register_with_vllm()`
+is vLLM's (docs/engines.md). Names are imported on first use, so that importing the package costs
+nothing. Read next: `modeling.py`.
 """
 
 from importlib import import_module
@@ -39,6 +40,7 @@ __all__ = [
     "converted",
     "new_special_tokens",
     "register",
+    "register_with_vllm",
 ]
 
 
@@ -65,3 +67,12 @@ def register() -> None:
         ApolloConfig, ApolloForConditionalGeneration, exist_ok=True
     )
     AutoProcessor.register(ApolloConfig, ApolloProcessor, exist_ok=True)
+
+
+def register_with_vllm() -> None:
+    """Make vLLM serve the model by its backend for transformers' models."""
+    from vllm import ModelRegistry
+
+    register()
+    backend = "vllm.model_executor.models.transformers:TransformersMultiModalForCausalLM"
+    ModelRegistry.register_model("ApolloForConditionalGeneration", backend)

@@ -19,7 +19,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    ModelOutput,
+)
 from transformers.modeling_utils import PreTrainedModel
 
 from . import encoders as encoder_functions
@@ -27,6 +31,7 @@ from .configuration import ApolloConfig
 from .connector import Connector, init_connector_weights
 from .processing import END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN, new_special_tokens
 from .segments import Segments
+from .video_processing import unpack
 
 IGNORED_LABEL = -100
 
@@ -96,6 +101,63 @@ class ApolloModel(ApolloPreTrainedModel):
         """Replace the LLM's token embeddings."""
         self.llm.set_input_embeddings(value)
 
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The LLM under the name by which engines and transformers' `get_decoder` find it."""
+        return self.llm
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Encode and connect pictures for an engine, which puts the tokens into the text itself.
+
+        Args:
+            pixel_values: A row for each picture, see `video_processing.pack`.
+            return_dict: Always true; engines say so.
+
+        Returns:
+            `pooler_output` (C, N, D), the tokens of each.
+        """
+        features = self.encode(self._unpack(pixel_values.to(self.device)))
+        return BaseModelOutputWithPooling(pooler_output=self.connect(features))
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_grid_thw: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Do the same for the clips of videos.
+
+        Args:
+            pixel_values_videos: A row for each clip of all videos.
+            video_grid_thw: How many clips are whose; no clip looks at another, so that it does not
+                matter.
+            return_dict: Always true.
+        """
+        return self.get_image_features(pixel_values_videos)
+
+    def clips_of_engine(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        pixel_values_videos: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """Turn an engine's rows of pictures and clips into clips in the order of the text."""
+        rows = [r.to(self.device) for r in (pixel_values, pixel_values_videos) if r is not None]
+        pixels = [torch.cat(part) for part in zip(*map(self._unpack, rows), strict=True)]
+        # The first token of each clip says what it is: pictures and clips as they come.
+        firsts = input_ids[self.placeholders(input_ids)][:: self.config.tokens_per_clip]
+        tokens = (self.config.image_token_id, self.config.video_token_id)
+        order = torch.cat([(firsts == token).nonzero()[:, 0] for token in tokens]).argsort()
+        if len(order) != len(pixels[0]):
+            return pixels  # which `embed` refuses
+        return [part[order] for part in pixels]
+
+    def _unpack(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        sizes = [encoder_functions.image_size(encoder) for encoder in self.config.encoders]
+        return unpack(rows, sizes, self.config.frames_per_clip)
+
     def encode(self, pixel_values: list[torch.Tensor]) -> torch.Tensor:
         """Run the encoders and fuse their features.
 
@@ -137,13 +199,15 @@ class ApolloModel(ApolloPreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        pixel_values: list[torch.Tensor] | None = None,
+        pixel_values: list[torch.Tensor] | torch.Tensor | None = None,
         clip_features: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         segment_ids: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the model without its head.
@@ -162,6 +226,9 @@ class ApolloModel(ApolloPreTrainedModel):
             segment_ids: For packed rows, which conversation of its row a token belongs to (B, L), 0
                 for padding; see `segments.py`. They take the place of `attention_mask` and
                 `position_ids`.
+            pixel_values_videos: As engines move them: rows of clips, `pixel_values` then being rows
+                of pictures (`clips_of_engine`).
+            video_grid_thw: Of no effect, see `get_video_features`.
             kwargs: Handed to the LLM.
 
         Returns:
@@ -174,6 +241,9 @@ class ApolloModel(ApolloPreTrainedModel):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give either input_ids or inputs_embeds")
+            if isinstance(pixel_values, torch.Tensor) or pixel_values_videos is not None:
+                assert not isinstance(pixel_values, list), "rows of videos go with rows of images"
+                pixel_values = self.clips_of_engine(input_ids, pixel_values, pixel_values_videos)
             inputs_embeds = self.embed(input_ids, pixel_values, clip_features)
         if segment_ids is not None:
             if past_key_values is not None or use_cache:
@@ -294,7 +364,7 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        pixel_values: list[torch.Tensor] | None = None,
+        pixel_values: list[torch.Tensor] | torch.Tensor | None = None,
         clip_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
@@ -303,6 +373,8 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ApolloOutput | tuple:
         """Predict the next token everywhere.
@@ -322,6 +394,8 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
             use_cache: As there.
             logits_to_keep: Compute logits for the last so many tokens only, or for these positions;
                 0 for all.
+            pixel_values_videos: As in `ApolloModel.forward`.
+            video_grid_thw: As there.
             kwargs: Handed to the LLM.
 
         Returns:
@@ -338,6 +412,7 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            pixel_values_videos=pixel_values_videos,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -398,6 +473,10 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Repeat each row with all of its clips, for beam search and for several answers."""
         clips = {name: model_kwargs.pop(name) for name in CLIP_INPUTS if name in model_kwargs}
+        rows = model_kwargs.pop("pixel_values_videos", None)
+        pixels = clips.get("pixel_values")
+        if input_ids is not None and (rows is not None or isinstance(pixels, torch.Tensor)):
+            clips["pixel_values"] = self.model.clips_of_engine(input_ids, pixels, rows)
         if expand_size > 1 and input_ids is not None:
             rows = self._clips_of_rows(input_ids)
             clips = _take_clips(clips, [row for row in rows for _ in range(expand_size)])

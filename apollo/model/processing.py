@@ -5,13 +5,15 @@ The processor is the one place that knows how a conversation becomes text. Its c
 one marker for each medium; the marker is then replaced by the medium's clips, each as N
 placeholders in the chosen one of four formats (paper Table 2). Media must be loaded already: this
 module opens no files and imports nothing else of apollo. Read next: `image_processing.py` for the
-frames, `modeling.py` for what happens at the placeholders.
+frames, `modeling.py` for what happens at the placeholders, `video_processing.py` for engines, which
+bring frames in place of clips.
 
 Shapes: B conversations, L length of the text, C clips in the batch, T frames, S frame size of an
 encoder.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -21,13 +23,14 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .configuration import TOKEN_INTEGRATIONS, ApolloConfig
 from .encoders import preprocessing as encoder_preprocessing
 from .image_processing import Preprocessing, channels_first
+from .video_processing import ApolloImageProcessor, ApolloVideoProcessor, FrameClips
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_token|>", "<|video_token|>"
 IMAGE_START, IMAGE_END = "<|image_start|>", "<|image_end|>"
@@ -99,7 +102,8 @@ class ApolloProcessor(ProcessorMixin):
         tokenize=True,
     return_dict=True)` is the same call under transformers' name, and `processor(text=...,
     images=..., videos=...)` the same for text that a chat template has rendered already, one marker
-    for each medium.
+    for each medium. Engines (docs/engines.md) make that last call with frames for videos, and read
+    what begins with `image_`, `video_` and `replace_`.
 
     Args:
         tokenizer: The LLM's tokenizer with the `SPECIAL_TOKENS`, see `new_special_tokens`.
@@ -121,6 +125,7 @@ class ApolloProcessor(ProcessorMixin):
     """
 
     model_input_names = ["input_ids", "attention_mask", "pixel_values"]
+    image_token, video_token = IMAGE_TOKEN, VIDEO_TOKEN
 
     def __init__(
         self,
@@ -153,6 +158,7 @@ class ApolloProcessor(ProcessorMixin):
                 f"unknown token_integration {token_integration!r}; "
                 f"choose from {', '.join(TOKEN_INTEGRATIONS)}"
             )
+        self.image_token_id, self.video_token_id = vocabulary[IMAGE_TOKEN], vocabulary[VIDEO_TOKEN]
         self.preprocessing = preprocessing
         self.frames_per_clip = frames_per_clip
         self.clip_duration_s = clip_duration_s
@@ -170,6 +176,16 @@ class ApolloProcessor(ProcessorMixin):
     def squares(self) -> list[Preprocessing]:
         """For each encoder its `Preprocessing`; whoever loads a video makes these of its frames."""
         return self._preprocessing
+
+    @property
+    def image_processor(self) -> ApolloImageProcessor:
+        """The image half, as engines ask for it."""
+        return ApolloImageProcessor(self)
+
+    @property
+    def video_processor(self) -> ApolloVideoProcessor:
+        """The video half, as engines ask for it."""
+        return ApolloVideoProcessor(self)
 
     @classmethod
     def from_config(
@@ -213,8 +229,12 @@ class ApolloProcessor(ProcessorMixin):
         text: str | list[str] | None = None,
         images: Any = None,
         videos: Any = None,
+        video_metadata: Any = None,
+        do_sample_frames: bool | None = None,
+        return_text_replacement_offsets: bool = False,
         padding_side: str | None = None,
         padding: bool = True,
+        truncation: bool = False,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Make a batch.
@@ -228,24 +248,34 @@ class ApolloProcessor(ProcessorMixin):
             with_pixels: Add `pixel_values`; without them for a model that is given `clip_features`.
             text: Instead of messages: text rendered by the chat template.
             images: The images of `text`, in the order of their markers.
-            videos: The videos of `text`, in the order of their markers.
+            videos: The videos of `text`, in the order of their markers: loaded clips or, as engines
+                have them, frames, uint8 (F, H, W, 3), or addresses (`ApolloVideoProcessor`).
+            video_metadata: Of videos given as frames, what `cut_clips` needs.
+            do_sample_frames: Whether the frames are all of the file's, as engines say it; of no
+                effect, for `frames_indices` say it too.
+            return_text_replacement_offsets: Add `text_replacement_offsets`: for each row what
+                replaced its markers, see transformers' `get_text_with_replacements`.
             padding_side: "left" or "right"; by default left with `add_generation_prompt` and for
                 `text`, because what is generated must follow the text directly, and right
                 otherwise.
             padding: Always true: a batch is padded to its longest conversation.
+            truncation: Always false: to cut a prompt would cut its clips.
             return_tensors: Always "pt".
 
         Returns:
             `input_ids` and `attention_mask` (B, L), `labels` (B, L) if asked for, and
             `pixel_values`, for each encoder the clips of the batch, uint8 (C, T, 3, S, S), in the
-            order of their placeholders; C may be 0. The model normalises them.
+            order of their placeholders; C may be 0. The model normalises them. Of `text` without
+            loaded clips the pixels come as engines move them: `pixel_values` for images,
+            `pixel_values_videos` and `video_grid_thw` for videos (`video_processing.pack`).
 
         Raises:
             ValueError: If a message, a medium or the combination of options makes no sense.
         """
-        if return_tensors != "pt" or not padding:
+        if return_tensors != "pt" or not padding or truncation:
             raise ValueError(
-                "only padded batches of torch tensors are made: leave padding=True, 'pt'"
+                "only uncut, padded batches of torch tensors are made: leave padding=True, "
+                "truncation=False, 'pt'"
             )
         if (messages is None) == (text is None):
             raise ValueError("give either messages or text")
@@ -257,8 +287,24 @@ class ApolloProcessor(ProcessorMixin):
             prompts, spans, media = self._render(messages, add_generation_prompt)
         else:
             prompts = [text] if isinstance(text, str) else list(text or [])
+            images, videos = _flatten(images), _flatten(videos)
+            if not any(hasattr(video, "spans_s") for video in videos):
+                batch, pixels = self._for_engine(
+                    prompts,
+                    images,
+                    videos,
+                    video_metadata,
+                    return_text_replacement_offsets,
+                    padding_side or "left",
+                )
+                return BatchFeature(batch | pixels if with_pixels else batch)
             spans = [[] for _ in prompts]
             media = _media_of_text(prompts, images, videos)
+        if video_metadata is not None or return_text_replacement_offsets:
+            raise ValueError(
+                "video_metadata and return_text_replacement_offsets go with text whose videos are "
+                "frames, not with loaded clips"
+            )
         for_generation = add_generation_prompt or text is not None
         batch = self._tokenize(
             prompts, spans, media, padding_side or ("right", "left")[for_generation]
@@ -270,7 +316,7 @@ class ApolloProcessor(ProcessorMixin):
                 raise ValueError(f"conversation {row} has no assistant message to learn from")
             batch["labels"] = labels
         if with_pixels:
-            batch["pixel_values"] = self._pixels([medium for row in media for medium in row])
+            batch["pixel_values"] = self.pixels([medium for row in media for medium in row])
         return BatchFeature(batch)
 
     def apply_chat_template(  # type: ignore[override]
@@ -376,6 +422,83 @@ class ApolloProcessor(ProcessorMixin):
             end = stop
         return pieces
 
+    def _for_engine(
+        self,
+        prompts: list[str],
+        images: list[Any],
+        videos: list[Any],
+        video_metadata: Any,
+        with_offsets: bool,
+        padding_side: str,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Make the batch of rendered text whose videos are not loaded yet, and its pixels."""
+        features = self.video_processor(videos, video_metadata) if videos else {}
+        media = _media_of_text(prompts, images, features.get("clips", []))
+        if images:
+            features |= self.image_processor(images)
+        batch = self._tokenize(prompts, [[] for _ in prompts], media, padding_side)
+        del batch["labels"]
+        if with_offsets:
+            batch["text_replacement_offsets"] = self.get_text_with_replacements(
+                list(prompts),
+                [self.replace_image_token(features, index) for index in range(len(images))],
+                [self.replace_video_token(features, index) for index in range(len(videos))],
+            )[1]
+        features.pop("clips", None)
+        return batch, features
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """Return the text that stands for an image."""
+        return self._placeholders(("image", None))
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
+        """Return the text that stands for one of the videos that `video_processor` has cut."""
+        return self._placeholders(("video", video_inputs["clips"][video_idx]))
+
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        video_sizes: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> MultiModalData:
+        """Tell an engine how many tokens media take, so that it can plan its memory.
+
+        Args:
+            image_sizes: Height and width of each image; they do not matter.
+            video_sizes: Of each video the number of frames, at `video_processor.fps`, its height
+                and width.
+            kwargs: Options of an engine's processor, of which Apollo has none.
+
+        Raises:
+            ValueError: An engine could not tell the clips' tokens from the text around them.
+        """
+        counts: dict[str, list[int]] = {}
+        if image_sizes is not None:
+            counts["num_image_tokens"] = [self.tokens_per_clip] * len(image_sizes)
+            counts["num_image_patches"] = [1] * len(image_sizes)
+        if video_sizes is not None:
+            self._check_commonest_token()
+            num_clips = [-(-num_frames // self.frames_per_clip) for num_frames, *_ in video_sizes]
+            counts["num_video_tokens"] = [
+                min(num, self.max_clips) * self.tokens_per_clip for num in num_clips
+            ]
+        return MultiModalData(**counts)
+
+    def _check_commonest_token(self) -> None:
+        """vLLM takes the commonest token of what replaces a video for the place of its features."""
+        spans_s = np.array([[0.0, self.clip_duration_s]])
+        clip = FrameClips((np.empty((1, 0)),), spans_s, self.clip_duration_s)
+        text = self._placeholders(("video", clip))
+        counts = Counter(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        del counts[self.video_token_id]
+        for token, count in counts.most_common(1):
+            if count >= self.tokens_per_clip:
+                raise ValueError(
+                    f"tokens_per_clip {self.tokens_per_clip} is too few for vLLM: it takes the "
+                    "commonest token of a clip's text for the place of its features, and "
+                    f"{self.tokenizer.decode([token])!r} is there {count} times; use `apollo serve`"
+                )
+
     def _placeholders(self, medium: Medium) -> str:
         """Return the text that stands for a medium (paper Table 2). Images have no times."""
         kind, source = medium
@@ -406,11 +529,11 @@ class ApolloProcessor(ProcessorMixin):
             f"clips from a {timedelta(seconds=source.duration_s)} [H:MM:SS] video.\n{clips}"
         )
 
-    def _pixels(self, media: list[Medium]) -> list[torch.Tensor]:
+    def pixels(self, media: Sequence[Medium]) -> list[torch.Tensor]:
         """Return for each encoder the clips of all media, (C, T, 3, S, S)."""
         return [self._encoder_pixels(index, media) for index in range(len(self.squares))]
 
-    def _encoder_pixels(self, index: int, media: list[Medium]) -> torch.Tensor:
+    def _encoder_pixels(self, index: int, media: Sequence[Medium]) -> torch.Tensor:
         prepare = self.squares[index]
         shape = (self.frames_per_clip, 3, prepare.image_size, prepare.image_size)
         clips = [

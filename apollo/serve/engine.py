@@ -4,16 +4,14 @@ Requests (`Job`) come in from any thread and leave their words through a callbac
 engine encodes a few clips, lets the LLM read a piece of the prompts that have just come, and writes
 one token of every answer that is being written; so a newcomer with a long video does not stop the
 others, and whoever is finished or has left makes room at once. What was read is kept, so that the
-next question on a video pays for its own words only. Read next: `rows.py`.
+next question on a video pays for its own words only. Read first: `jobs.py`; next: `rows.py`.
 """
 
-import hashlib
 import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apollo.serve.jobs import Event, Job, Prompt
 from apollo.serve.rows import PrefixCache, Rows, num_shared
 
 if TYPE_CHECKING:
@@ -37,139 +36,9 @@ who are being answered is one such piece, or `encode_batch_size` clips."""
 WORTH_WAITING = 64
 """A prompt waits for another that is being read if it can then skip so many more tokens."""
 
+STOPPING = "the server is stopping"
+
 logger = logging.getLogger(__name__)
-
-
-class PromptError(ValueError):
-    """The conversation does not fit into the model's window."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation as the LLM reads it.
-
-    Attributes:
-        ids: Tokens (P,), placeholders of clips among them.
-        key: What they stand for, int64 (P,): the token's id, or for a placeholder a negative number
-            made of the hash of its medium, so that equal keys mean equal caches.
-        clip_tokens: What stands in for the placeholders, (number of placeholders, D).
-    """
-
-    ids: Tensor
-    key: np.ndarray
-    clip_tokens: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        model: "ApolloForConditionalGeneration",
-        ids: Tensor,
-        media: Sequence[tuple[str, Tensor]],
-    ) -> "Prompt":
-        """Put a prompt together.
-
-        Args:
-            model: The model.
-            ids: Tokens (P,).
-            media: For each image or video in order what tells it from others, and its tokens (C, N,
-                D) as `Engine.encode` makes them.
-
-        Raises:
-            PromptError: It is too long.
-        """
-        window = model.config.text_config.max_position_embeddings
-        if len(ids) >= window:
-            raise PromptError(
-                f"the conversation has {len(ids)} tokens and the model's window is {window}; "
-                "ask in a new conversation, or about a shorter video"
-            )
-        key = ids.numpy().copy()
-        marks = []
-        for name, tokens in media:
-            digest = hashlib.sha256(name.encode()).digest()
-            start = int.from_bytes(digest[:7]) << 6  # 62 bits; what is added stays far below 2**63
-            marks.append(-1 - start - np.arange(tokens.shape[0] * tokens.shape[1]))
-        key[model.model.placeholders(ids).numpy()] = np.concatenate([np.zeros(0, int), *marks])
-        width = model.config.text_config.hidden_size
-        clips = [tokens.flatten(0, 1) for _, tokens in media]
-        return cls(ids, key, torch.cat(clips) if clips else torch.zeros(0, width))
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """How an answer is to be written.
-
-    Attributes:
-        max_new_tokens: Its most tokens.
-        temperature: 0 always takes the likeliest token.
-        top_p: Draw among the likeliest tokens that together have this probability.
-        seed: Of the drawing; None draws differently each time.
-        stop: Texts before which the answer ends.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a job reports: a piece of its text, and at the end why it ended.
-
-    Attributes:
-        text: More of the answer.
-        reason: "stop", "length", "error", or "" while it goes on.
-        message: Of an error.
-    """
-
-    text: str = ""
-    reason: str = ""
-    message: str = ""
-
-
-@dataclass(eq=False)
-class Job:
-    """One answer to be written.
-
-    Attributes:
-        prompt: What is asked.
-        wishes: How to answer.
-        emit: Called in the engine's thread with each `Event`.
-        is_cancelled: Set by whoever no longer wants it.
-        num_reused: Tokens of the prompt that were not read again.
-        written: Tokens of the answer so far, the end of turn left out.
-    """
-
-    prompt: Prompt
-    wishes: Wishes
-    emit: Callable[[Event], None]
-    is_cancelled: bool = False
-    num_reused: int = 0
-    written: list[int] = field(default_factory=list)
-    start_s: float = field(default_factory=time.monotonic)
-    _text: "_Text" = field(init=False, repr=False)
-    _generator: torch.Generator = field(default_factory=torch.Generator, repr=False)
-
-    def __post_init__(self) -> None:
-        self._text = _Text(self.wishes.stop)
-        if self.wishes.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(self.wishes.seed)
-
-    def draw(self, logits: Tensor) -> int:
-        """Draw the next token by logits (V,) and the wishes."""
-        shares = (logits.float().cpu() / self.wishes.temperature).softmax(-1)
-        if self.wishes.top_p < 1:
-            ordered, ids = shares.sort(descending=True)
-            shares[ids[ordered.cumsum(-1) - ordered > self.wishes.top_p]] = 0
-        # In the order of the vocabulary: in that of the shares, two that are nearly equal would
-        # change places by rounding, and the same draw give another token.
-        drawn = torch.rand(1, generator=self._generator) * shares.sum()
-        place = int(torch.searchsorted(shares.cumsum(-1), drawn))
-        return min(place, len(shares) - 1)
 
 
 class Engine:
@@ -243,11 +112,14 @@ class Engine:
         self._is_stopping = True
         self._inbox.put(None)
         self._thread.join()
-        return self._fail_all("the server is stopping")
+        return self._fail_all(STOPPING)
 
     def submit(self, job: Job) -> None:
         """Answer a job."""
-        self._inbox.put(job)
+        if self._is_stopping:
+            job.emit(Event(reason="error", message=STOPPING))
+        else:
+            self._inbox.put(job)
 
     def cancel(self, job: Job) -> None:
         """Forget a job, at the latest after this round; it reports nothing more."""
@@ -260,7 +132,10 @@ class Engine:
         A future that is cancelled ends the work.
         """
         future: Future[Tensor] = Future()
-        self._inbox.put(_Encoding(pixels, future))
+        if self._is_stopping:
+            future.set_exception(RuntimeError(STOPPING))
+        else:
+            self._inbox.put(_Encoding(pixels, future))
         return future
 
     # ---- the thread ------------------------------------------------------------------------------
@@ -290,7 +165,7 @@ class Engine:
                 self._encodings.append(item)
         self._waiting = deque(job for job in self._waiting if not job.is_cancelled)
         for batch in (self._joining, self._running):
-            batch.keep([i for i, job in enumerate(batch.jobs) if not job.is_cancelled])
+            batch.drop_cancelled()
 
     def _encode(self) -> None:
         """Encode some clips of the video that has waited longest."""
@@ -395,13 +270,11 @@ class Engine:
         for job, token, row in zip(jobs, likeliest, logits, strict=True):
             self._add_token(job, token if job.wishes.temperature == 0 else job.draw(row))
         batch = self._running
-        ended = [i for i, job in enumerate(batch.jobs) if job.is_cancelled]
-        for i in ended:
-            job, length = batch.jobs[i], batch.rows.lengths[i]
-            key = np.concatenate([job.prompt.key, job.written])[:length]
-            self._prefixes.add(batch.rows.prefix(i, key))
-        if ended:
-            batch.keep([i for i in range(len(batch.jobs)) if i not in ended])
+        for row, job in enumerate(batch.jobs):
+            if job.is_cancelled:
+                key = np.concatenate([job.prompt.key, job.written])[: batch.rows.lengths[row]]
+                self._prefixes.add(batch.rows.prefix(row, key))
+        batch.drop_cancelled()
 
     def _add_token(self, job: Job, token: int) -> None:
         """Add a token to an answer, pass its text on, and end it where it ends."""
@@ -412,7 +285,7 @@ class Engine:
             job.written.append(token)
             is_full = len(job.prompt.ids) + len(job.written) >= window
             reason = "length" if is_full or len(job.written) >= job.wishes.max_new_tokens else ""
-        text, is_stopped = job._text.add(self.processor.tokenizer, job.written, bool(reason))
+        text, is_stopped = job.text.add(self.processor.tokenizer, job.written, bool(reason))
         if is_stopped:
             reason = "stop"
         if text or reason:
@@ -451,10 +324,15 @@ class _Batch:
     def __init__(self, jobs: list[Job] | None = None, rows: Rows | None = None) -> None:
         self.jobs, self.rows = jobs or [], Rows() if rows is None else rows
 
-    def keep(self, indices: list[int]) -> None:
-        if len(indices) < len(self.jobs):
-            self.jobs = [self.jobs[i] for i in indices]
-            self.rows.keep(indices)
+    def drop_cancelled(self) -> None:
+        rows = list(range(len(self.jobs)))
+        for row in reversed(range(len(self.jobs))):
+            if self.jobs[row].is_cancelled:  # the last takes its place: that moves the fewest
+                rows[row] = rows[-1]
+                rows.pop()
+        if len(rows) < len(self.jobs):
+            self.jobs = [self.jobs[row] for row in rows]
+            self.rows.keep(rows)
 
     def join(self, jobs: list[Job], rows: Rows) -> None:
         self.jobs = [*self.jobs, *jobs]
@@ -472,41 +350,6 @@ class _Encoding:
     @property
     def num_done(self) -> int:
         return sum(map(len, self.tokens))
-
-
-class _Text:
-    """Turns tokens into text piece by piece; never passes on half a character or a stop text."""
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self.stop = stop
-        self.held = ""  # text that may turn out to be trailing space or the start of a stop text
-        self.has_begun = False
-        self.start = self.end = 0  # tokens [start:end] are decoded again as context of the next
-
-    def add(self, tokenizer: Any, ids: list[int], is_last: bool) -> tuple[str, bool]:
-        """More of the text, and whether a stop text was found."""
-        before = tokenizer.decode(ids[self.start : self.end], skip_special_tokens=True)
-        text = tokenizer.decode(ids[self.start :], skip_special_tokens=True)
-        if not text.endswith("\ufffd") or is_last:
-            self.held += text[len(before) :]
-            self.start, self.end = self.end, len(ids)
-        if not self.has_begun:
-            self.held = self.held.lstrip()
-        found = min((i for i in map(self.held.find, self.stop) if i >= 0), default=-1)
-        if found >= 0:
-            return self.held[:found].rstrip(), True
-        ready = self.held.rstrip()
-        if not is_last:
-            longest = max((_overlap(self.held, stop) for stop in self.stop), default=0)
-            ready = self.held[: len(self.held) - longest].rstrip()
-        self.held = self.held[len(ready) :]
-        self.has_begun = self.has_begun or bool(ready)
-        return ready, False
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How much of the end of a text may be the beginning of a stop text."""
-    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _padded(job: Job, num_known: int) -> int:

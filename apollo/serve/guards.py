@@ -22,7 +22,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apollo.serve.sources import RefusedError, too_large
+from apollo.serve.sources import RefusedError, stopping, too_large
 
 OPEN_PATHS = ("/", "/health")  # the page has no secrets, and asks for the key itself
 LINGER_S = 3.0
@@ -105,7 +105,7 @@ class Guard:
     """The outermost layer of the application.
 
     Each request's scope gets `stack`, an `ExitStack` that is closed when the request is over,
-    however it ends.
+    however it ends, and `forget_body`, to be called when the body is no longer held in memory.
     """
 
     def __init__(
@@ -152,6 +152,9 @@ class Guard:
                 if status == 0:
                     await _discard(receive)
                     await send_error(error, send_safely)
+            except asyncio.CancelledError:  # the server does not wait for it any longer
+                if status == 0:
+                    await send_error(stopping(), send_safely)
             finally:
                 # Neither query nor body nor the ids of files, which are secrets.
                 path = FILE_ID.sub("file-...", scope["path"])[:100]
@@ -162,7 +165,7 @@ class Guard:
         """Check whatever stands in the headers."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         host = headers.get(b"host", b"").decode("latin-1")
-        if self.only_local and not _is_local(host):
+        if self.only_local and not is_local(host):
             raise RefusedError(421, "wrong_host", "ask this server as localhost, or give it a key")
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and scope["method"] not in ("GET", "HEAD") and _host_of(origin) != host:
@@ -192,9 +195,11 @@ class Guard:
         kind, max_bytes, num_bytes, is_over = _is_upload(scope), self._max_bytes(scope), 0, False
 
         def forget() -> None:
+            nonlocal num_bytes
             self._num_bytes[kind] -= num_bytes
+            num_bytes = 0
 
-        stack.callback(forget)
+        scope["forget_body"] = stack.callback(forget)
 
         async def receive_limited() -> Message:
             nonlocal num_bytes, is_over
@@ -251,7 +256,8 @@ def _host_of(origin: str) -> str:
     return origin.partition("://")[2]
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a host, perhaps with a port, is this machine."""
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     if name == "localhost":
         return True

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from apollo.media import load_image, sampling_of
-from apollo.serve.sources import RefusedError, Source
+from apollo.model.image_processing import channels_first
+from apollo.serve.sources import RefusedError, Source, stopping
 from apollo.video import (
     ClipSampling,
     GuardedLoader,
@@ -91,32 +92,48 @@ def open_guarded(
     limits: MediaLimits,
     sampling: ClipSampling,
     squares: Sequence[Square],
-) -> VideoClips | np.ndarray:
-    """Open an image, as uint8 (H, W, 3), or a video; runs in the process under limits.
+) -> VideoClips | list[np.ndarray]:
+    """Open a video, or an image as what each encoder sees of it, uint8 (1, 1, S, S, 3).
+
+    Runs in the process under limits: also a small image can be long enough to fill the memory once
+    it is padded to a square.
 
     Raises:
         VideoError: It is none, or beyond the limits.
     """
-    if kind == "video":
-        with open_video(source, num_threads=1) as video:
-            info = video.info
-        if info.duration_s > limits.max_duration_s:
-            raise VideoLimitError(
-                f"the video lasts {info.duration_s:.0f} s, and at most {limits.max_duration_s:g} s "
-                "are allowed here"
-            )
-        _check_pixels(info.width, info.height, limits)
-        return load_clips(source, sampling, squares=squares, num_threads=1)
+    try:
+        if kind == "video":
+            return _open_video(source, limits, sampling, squares)
+        pixels = _open_image(source, limits)
+        return [square.square(pixels)[None, None] for square in squares]
+    except Image.DecompressionBombError as error:  # a WebP may be a video, too
+        raise VideoLimitError(f"it has more than {limits.max_pixels} pixels") from error
+
+
+def _open_video(
+    source: bytes | Path, limits: MediaLimits, sampling: ClipSampling, squares: Sequence[Square]
+) -> VideoClips:
+    with open_video(source, num_threads=1) as video:
+        info = video.info
+    if info.duration_s > limits.max_duration_s:
+        raise VideoLimitError(
+            f"the video lasts {info.duration_s:.0f} s, and at most {limits.max_duration_s:g} s are "
+            "allowed here"
+        )
+    _check_pixels(info.width, info.height, limits)
+    return load_clips(source, sampling, squares=squares, num_threads=1)
+
+
+def _open_image(source: bytes | Path, limits: MediaLimits) -> np.ndarray:
+    """An image's pixels, uint8 (H, W, 3)."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.format not in IMAGE_FORMATS:
                 raise VideoError(f"images must be {', '.join(IMAGE_FORMATS)}")
             _check_pixels(image.width, image.height, limits)
         return np.asarray(load_image(source))
-    except (VideoError, MemoryError):
+    except (VideoError, MemoryError, Image.DecompressionBombError):
         raise
-    except Image.DecompressionBombError as error:
-        raise VideoLimitError(f"it has more than {limits.max_pixels} pixels") from error
     except Exception as error:  # Pillow's readers fail on damaged files in any way they like
         raise VideoError("it is not an image that can be read") from error
 
@@ -153,6 +170,7 @@ class MediaStore:
         self._idle: asyncio.LifoQueue[GuardedLoader] = asyncio.LifoQueue()
         self._loaders: set[GuardedLoader] = set()
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="media")
+        self._is_closed = False
         for _ in range(num_processes):
             self._add_loader()
 
@@ -172,6 +190,8 @@ class MediaStore:
             self._media.move_to_end(key)
             self.num_found += 1
             return self._media[key]
+        if self._is_closed:
+            raise stopping()
         if key not in self._loading:
             task = asyncio.create_task(self._load(key, kind, source, sampling))
             self._loading[key] = _Shared(task)
@@ -179,6 +199,10 @@ class MediaStore:
         shared.num_waiting += 1
         try:
             return await asyncio.shield(shared.task)
+        except asyncio.CancelledError:
+            if self._is_closed and shared.task.cancelled():
+                raise stopping() from None
+            raise
         finally:
             shared.num_waiting -= 1
             if shared.num_waiting == 0:
@@ -188,10 +212,13 @@ class MediaStore:
 
     async def close(self) -> None:
         """End the processes, also those that are busy."""
-        for shared in self._loading.values():
-            shared.task.cancel()
+        self._is_closed = True
+        tasks = [shared.task for shared in self._loading.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for loader in self._loaders:
-            loader.close()
+            await asyncio.to_thread(loader.close)
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _load(self, key: str, kind: str, source: Source, sampling: str | None) -> Medium:
@@ -227,8 +254,9 @@ class MediaStore:
             opened = loader.run(
                 open_guarded, source.data, kind, self.limits, wanted, self.processor.squares
             )
-            message = {"role": "user", "content": [{"type": kind, kind: opened}]}
-            pixels = self.processor([message])["pixel_values"]
+            arrays = opened if isinstance(opened, list) else opened.squares
+            shape = (-1, self.processor.frames_per_clip, -1, -1, -1)
+            pixels = [channels_first(array).expand(shape) for array in arrays]
             return pixels, _without_pixels(opened), _describe(opened)
 
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -237,8 +265,8 @@ class MediaStore:
         except asyncio.CancelledError:
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._loaders.discard(loader)
-            loader.close()
             self._add_loader()
+            await asyncio.to_thread(loader.close)  # waits where its process is being started
             raise
 
     def _add_loader(self) -> None:
@@ -255,18 +283,18 @@ class _Shared:
     num_waiting: int = 0
 
 
-def _without_pixels(opened: VideoClips | np.ndarray) -> Any:
+def _without_pixels(opened: VideoClips | list[np.ndarray]) -> Any:
     """The same with frames of one pixel, which take no memory."""
     pixel = np.zeros(1, np.uint8)
-    if isinstance(opened, np.ndarray):
+    if isinstance(opened, list):
         return np.broadcast_to(pixel, (1, 1, 3))
     frames = np.broadcast_to(pixel, (*opened.frames.shape[:2], 1, 1, 3))
     return replace(opened, frames=frames, squares=())
 
 
-def _describe(opened: VideoClips | np.ndarray) -> dict[str, Any]:
+def _describe(opened: VideoClips | list[np.ndarray]) -> dict[str, Any]:
     """What the page shows of it."""
-    if isinstance(opened, np.ndarray):
+    if isinstance(opened, list):
         return {"kind": "image", "clips": []}
     is_shown = opened.times_s.size <= MAX_THUMBNAILS
     clips = [

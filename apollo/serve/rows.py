@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 if TYPE_CHECKING:
@@ -57,7 +56,8 @@ class Rows(Cache):
         """Begin rows, each with the first so many tokens of a prefix or with none."""
         super().__init__(layers=[])
         self.lengths = [length for _, length in prefixes]
-        self._states: list[tuple[Tensor, Tensor]] = []  # (B, H, K, W) of each layer
+        # (rows, H, slots, W) of each layer; there may be more rows than B, and slots than K.
+        self._states: list[tuple[Tensor, Tensor]] = []
         self._slots = torch.empty(0)
         self._num_seen = 0
         known = [prefix for prefix, length in prefixes if prefix is not None and length > 0]
@@ -93,7 +93,7 @@ class Rows(Cache):
         starts = torch.tensor(self.lengths, device=device)
         self._slots = starts[:, None] + torch.arange(num_tokens, device=device)  # (B, L)
         self._num_seen = _round_up(max(self.lengths) + num_tokens)
-        self._reserve(self._num_seen)
+        self._reserve(num_rows, self._num_seen)
         is_hidden = torch.arange(self._num_seen, device=device) > self._slots[:, :, None]
         lowest = torch.finfo(embeds.dtype).min
         mask = torch.zeros_like(is_hidden, dtype=embeds.dtype).masked_fill(is_hidden, lowest)
@@ -116,39 +116,39 @@ class Rows(Cache):
             shape = (*key_states.shape[:2], self._num_seen, key_states.shape[3])
             # Zeros: hidden slots get no weight, but nothing times what is not a number is not 0.
             self._states.append((key_states.new_zeros(shape), value_states.new_zeros(shape)))
-        pair = self._states[layer_idx]
-        row = torch.arange(len(self._slots), device=key_states.device)[:, None]
-        for states, new in zip(pair, (key_states, value_states), strict=True):
-            states[row, :, self._slots] = new.transpose(1, 2)
-        return pair[0][:, :, : self._num_seen], pair[1][:, :, : self._num_seen]
+        keys, values = self._states[layer_idx]
+        num_rows = len(self._slots)
+        row = torch.arange(num_rows, device=key_states.device)[:, None]
+        keys[row, :, self._slots] = key_states.transpose(1, 2)
+        values[row, :, self._slots] = value_states.transpose(1, 2)
+        return keys[:num_rows, :, : self._num_seen], values[:num_rows, :, : self._num_seen]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Slots that are seen."""
         return self._num_seen
 
     def join(self, others: "Rows") -> None:
-        """Take in the rows of others."""
+        """Take in the rows of others, behind the own."""
         if not self.lengths:
             self.lengths, self._states = others.lengths, others._states
             return
-        num_slots = max(self._num_slots, others._num_slots)
-        self._reserve(num_slots)
-        others._reserve(num_slots)
+        first, num_slots = len(self.lengths), _round_up(max(others.lengths))
         self.lengths = self.lengths + others.lengths
-        self._states = [
-            (torch.cat([mine[0], theirs[0]]), torch.cat([mine[1], theirs[1]]))
-            for mine, theirs in zip(self._states, others._states, strict=True)
-        ]
+        self._reserve(len(self.lengths), _round_up(max(self.lengths)))
+        for mine, theirs in zip(self._states, others._states, strict=True):
+            for states, new in zip(mine, theirs, strict=True):
+                states[first : len(self.lengths), :, :num_slots] = new[:, :, :num_slots]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
+        """Drop all rows but these, each of which stays or moves forward."""
+        for place, row in enumerate(rows):
+            if place != row:
+                for pair in self._states:
+                    for states in pair:
+                        states[place, :, : self.lengths[row]] = states[row, :, : self.lengths[row]]
         self.lengths = [self.lengths[row] for row in rows]
         if not rows:
             self._states = []
-        num_slots = _round_up(max(self.lengths, default=0))
-        for layer, (keys, values) in enumerate(self._states):
-            index = torch.tensor(rows, device=keys.device)
-            self._states[layer] = (keys[index, :, :num_slots], values[index, :, :num_slots])
 
     def prefix(self, row: int, key: np.ndarray) -> Prefix:
         """Copy what was read of a row; `key` has a number for each token of it."""
@@ -162,18 +162,27 @@ class Rows(Cache):
             ],
         )
 
-    @property
-    def _num_slots(self) -> int:
-        return self._states[0][0].shape[2] if self._states else 0
+    def _reserve(self, num_rows: int, num_slots: int) -> None:
+        """Make room; what there is is only copied where it does not suffice."""
+        if not self._states or _fits(self._states[0][0], num_rows, num_slots):
+            return
+        for layer, pair in enumerate(self._states):
+            self._states[layer] = (
+                _resized(pair[0], num_rows, num_slots),
+                _resized(pair[1], num_rows, num_slots),
+            )
 
-    def _reserve(self, num_slots: int) -> None:
-        """Make room for so many tokens in each row."""
-        missing = num_slots - self._num_slots
-        if missing > 0:
-            self._states = [
-                (pad(keys, (0, 0, 0, missing)), pad(values, (0, 0, 0, missing)))
-                for keys, values in self._states
-            ]
+
+def _fits(states: Tensor, num_rows: int, num_slots: int) -> bool:
+    return num_rows <= states.shape[0] and num_slots <= states.shape[2]
+
+
+def _resized(states: Tensor, num_rows: int, num_slots: int) -> Tensor:
+    """Keys or values in a tensor of this size, filled up with zeros."""
+    resized = states.new_zeros(num_rows, states.shape[1], num_slots, states.shape[3])
+    rows, slots = min(num_rows, states.shape[0]), min(num_slots, states.shape[2])
+    resized[:rows, :, :slots] = states[:rows, :, :slots]
+    return resized
 
 
 class PrefixCache:
@@ -189,18 +198,24 @@ class PrefixCache:
 
         The last token of the prompt never counts: it has to be read to know what follows.
         """
-        shared = {name: num_shared(prefix.key, key) for name, prefix in self._prefixes.items()}
-        best = max(shared, key=shared.__getitem__, default=None)
-        if best is None or shared[best] == 0:
+        best, most = None, 0
+        for name, prefix in self._prefixes.items():
+            # There may be thousands: most are told apart by one number.
+            if most < min(len(prefix.key), len(key)) and prefix.key[most] == key[most]:
+                shared = num_shared(prefix.key, key)
+                best, most = (name, shared) if shared > most else (best, most)
+        if best is None:
             return None, 0
         self._prefixes.move_to_end(best)
-        return self._prefixes[best], min(shared[best], len(key) - 1)
+        return self._prefixes[best], min(most, len(key) - 1)
 
     def add(self, prefix: Prefix) -> None:
         """Keep a prefix; those that it goes on from are no longer needed."""
         for name, other in list(self._prefixes.items()):
-            if num_shared(other.key, prefix.key) == len(other.key):
-                self._drop(name)
+            length = len(other.key)
+            if length <= len(prefix.key) and other.key[-1] == prefix.key[length - 1]:
+                if num_shared(other.key, prefix.key) == length:
+                    self._drop(name)
         self._prefixes[id(prefix)] = prefix
         self.num_bytes += prefix.num_bytes
         while self.num_bytes > self.max_bytes:

@@ -14,11 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apollo.messages import Message, MessageError, normalize
-from apollo.serve.engine import Wishes
+from apollo.serve.jobs import Wishes
 from apollo.serve.sources import RefusedError
 from apollo.video import SAMPLERS
 
 MAX_MESSAGES = 1000
+MAX_STOP_LENGTH = 256  # characters; each word of an answer is compared with them
+MAX_VALUES = 1_000_000
+"""Values of a request's JSON, counted by its marks, also those in texts: one of three bytes takes
+some 70 bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Address:
     """Where a medium is said to be: a data URL, a file's id, an https URL, or a path."""
 
     url: str
+
+
+Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 
 
 class StreamOptions(BaseModel):
@@ -51,7 +58,7 @@ class ChatRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     sampling: str | None = Field(
         None, description="How to sample the videos; by default as the model was trained."
     )
@@ -83,6 +90,8 @@ def parse(body: bytes) -> ChatRequest:
     Raises:
         RefusedError: It is malformed; says where.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise RefusedError(400, "invalid_json", f"the JSON has more than {MAX_VALUES} values")
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):

@@ -23,13 +23,14 @@ import time
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_REDIRECTS = 3
 SOCKET_TIMEOUT_S = 10.0
 BLOCK = 2**18
+MAX_ADDRESS = 4096  # characters, but for data URLs
 REDIRECTS = (301, 302, 303, 307, 308)
 DATA_URL = re.compile(r"data:(image|video|application)/[\w.+-]{1,64}(;[\w=.+-]{1,64})*;base64,")
 
@@ -161,6 +162,11 @@ def too_large(what: str, max_bytes: int) -> RefusedError:
     return RefusedError(413, "too_large", f"{what} is larger than {max_bytes / 2**20:g} MiB")
 
 
+def stopping() -> RefusedError:
+    """Say that it is over."""
+    return RefusedError(503, "stopping", "the server is stopping; ask again in a while")
+
+
 # ---- the kinds of address ------------------------------------------------------------------------
 
 
@@ -170,7 +176,7 @@ def read_data_url(url: str, max_bytes: int) -> Source:
     Raises:
         RefusedError: It is malformed or too large.
     """
-    match = DATA_URL.match(url)
+    match = DATA_URL.match(url[:512])
     if not match:
         raise RefusedError(
             400, "invalid_url", "a data URL must look like data:video/mp4;base64,... "
@@ -254,6 +260,12 @@ class _Connection(http.client.HTTPSConnection):
         self.opened = plain
         self.opened = self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
 
+    def shut(self) -> None:
+        """End whatever waits for it; from another thread."""
+        if self.opened is not None:
+            with suppress(OSError):  # closed meanwhile
+                self.opened.shutdown(socket.SHUT_RDWR)
+
 
 class Fetcher:
     """Fetches public https URLs into the uploads."""
@@ -272,6 +284,14 @@ class Fetcher:
         self.uploads, self.time_limit_s = uploads, time_limit_s
         self._resolve, self._connect = resolve, connect
         self._context = context or ssl.create_default_context()
+        self._connections: set[_Connection] = set()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End what is being fetched."""
+        self._is_closed = True
+        for connection in list(self._connections):
+            connection.shut()
 
     def fetch(self, url: str) -> Upload:
         """Fetch a URL, following a few redirects.
@@ -286,11 +306,12 @@ class Fetcher:
                 with self._response(host, target, end_s) as response:
                     if response.status not in REDIRECTS:
                         return self._save(response, end_s)
-                    url = urllib.parse.urljoin(url, response.headers.get("Location", ""))
-        except TimeoutError:
-            raise _bad_fetch("it took too long") from None
+                    url = _redirected(url, response.headers.get("Location", ""))
         except (OSError, http.client.HTTPException, UnicodeError) as error:
-            raise _bad_fetch(type(error).__name__) from None
+            if self._is_closed:
+                raise stopping() from None
+            is_late = isinstance(error, TimeoutError)
+            raise _bad_fetch("it took too long" if is_late else type(error).__name__) from None
         raise _bad_fetch("it redirects too often")
 
     @contextmanager
@@ -305,10 +326,13 @@ class Fetcher:
             raise TimeoutError
         connection = _Connection(host, addresses[0], self._connect, self._context)
         # A server that sends a byte now and then never times out at the socket.
-        timer = threading.Timer(left_s, lambda: _shut(connection.opened))
+        timer = threading.Timer(left_s, connection.shut)
         timer.daemon = True
         timer.start()
+        self._connections.add(connection)
         try:
+            if self._is_closed:
+                raise OSError
             connection.request("GET", target, headers={"User-Agent": "apollo", "Accept": "*/*"})
             yield connection.getresponse()
         except OSError:
@@ -317,6 +341,7 @@ class Fetcher:
             raise
         finally:
             timer.cancel()
+            self._connections.discard(connection)
             connection.close()
 
     def _save(self, response: http.client.HTTPResponse, end_s: float) -> Upload:
@@ -347,12 +372,11 @@ def _split(url: str) -> tuple[str, str]:
     return host, f"{target}?{query}" if query else target
 
 
-def _shut(sock: socket.socket | None) -> None:
-    if sock is not None:
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed meanwhile
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        raise _bad_fetch("it redirects to what is no address") from None
 
 
 def _bad_fetch(reason: str) -> RefusedError:
