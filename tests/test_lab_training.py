@@ -125,7 +125,6 @@ def distinct_models(scale):
 
 def test_a_point_at_the_papers_scale_builds_without_weights():
     """SigLIP and V-JEPA 2 with the largest LLM."""
-    training.know_shapes()
     study = STUDIES["scaling"]("paper")
     config = training.resolve(study, point_of(study, -1))
     assert config.model.encoders[1].startswith("facebook/vjepa2")
@@ -136,7 +135,6 @@ def test_a_point_at_the_papers_scale_builds_without_weights():
 
 @pytest.mark.slow
 def test_every_model_at_the_papers_scale_builds_without_weights():
-    training.know_shapes()
     models = distinct_models("paper")
     assert len(models) > 60
     for study, point in models:
@@ -146,7 +144,6 @@ def test_every_model_at_the_papers_scale_builds_without_weights():
 
 
 def test_llms_of_the_84_models_have_their_sizes():
-    training.know_shapes()
     study = STUDIES["scaling"]("paper")
     sizes = []
     for point in list(study.points())[:4]:

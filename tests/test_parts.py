@@ -434,8 +434,8 @@ def small_steps(monkeypatch):
 
 
 def train_part(name, tokenizer, out, resume=False):
-    # Of five steps the language model's second lesson has two; the encoders take two.
-    steps = 5 if name.startswith("llm") else 2
+    # Of eight steps the language model's second lesson has two; the encoders take two.
+    steps = 8 if name.startswith("llm") else 2
     part = parts.PARTS[name]
     part.train(llm_part.PartRun(tokenizer, out, steps, seed=0, resume=resume), **part.shape)
 

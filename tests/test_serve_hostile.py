@@ -223,7 +223,9 @@ def flood() -> Iterator[Attack]:
     """Twelve bodies that do not end, where there is room for four of the largest at once."""
     for number in range(12):
         head = MULTIPART + b"X: %d\r\nContent-Length: %d\r\n\r\n" % (number, 2 * MIB)
-        yield Attack(f"body {number} of many at once", raw(head, PART, bytes(2 * MIB - 299)), (408, 429))
+        yield Attack(
+            f"body {number} of many at once", raw(head, PART, bytes(2 * MIB - 299)), (408, 429)
+        )
 
 
 # ---- the test ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apollo.runtime import append_jsonl
-from apollo.world import corpus
+from apollo.world import corpus, drills
 from apollo.world.check import (
     ANSWERS,
     check_world,
@@ -453,24 +453,80 @@ def test_lists_agree_with_the_questions(asked):
     assert len(seen) == 7 and min(seen.values()) >= 10, seen
 
 
+def read_drill(text: str) -> dict[str, str]:
+    """The words of a drill's transcript, and when each is shown."""
+    when = {}
+    for line in text.split("\n"):
+        time, _, words = line.removeprefix("clip from ").partition(": ")
+        when |= {word: time for word in words[:-1].split(". ") if word != "nothing"}
+    return when
+
+
 def test_drills_answer_themselves():
+    counted = dict(zip(drills.COUNTED, range(9), strict=True))
     for index in range(300):
-        user, *turns = corpus.drill(0, index)
-        *told, first = user["content"].split("\n")
-        when = {}
-        for line in told:
-            time, _, words = line.removeprefix("clip from ").partition(": ")
-            when |= {word: time for word in words[:-1].split(". ") if word != "nothing"}
+        user, *turns = drills.drill(0, index, most_items=2 + index % 8, num_questions=4)
+        transcript, _, first = user["content"].rpartition("\n")
+        when = read_drill(transcript)
         words = list(when)
+        after = dict(pairwise(words))
+        before = {second: first for first, second in after.items()}
+        places = dict(zip(words, counted, strict=False))
+        each = {
+            "Which is each?": places,
+            "When is each?": when,
+            "What is right after each?": after,
+            "What is right before each?": before,
+        }
         true = {"List all.": ". ".join(words) + ".", "How many?": str(len(words))}
         true["List all, the last first."] = ". ".join(words[::-1]) + "."
+        true |= {f"What is {name}?": word for word, name in places.items()}
         true |= {f"When is {word}?": time for word, time in when.items()}
-        true |= {f"What is {name}?": word for name, word in zip(ORDINALS, words, strict=False)}
-        true |= {f"What is right after {one}?": other for one, other in pairwise(words)}
-        true |= {f"What is right before {other}?": one for one, other in pairwise(words)}
+        true |= {f"What is right after {one}?": other for one, other in after.items()}
+        true |= {f"What is right before {one}?": other for one, other in before.items()}
         asked = [first, *(m["content"] for m in turns[1::2])]
+        assert set(each) <= set(asked)
         for request, answer in zip(asked, (m["content"] for m in turns[::2]), strict=True):
-            assert answer == true[request], (user, request)
+            if request in each:
+                told = dict(pair.split(" ") for pair in answer[:-1].split(". "))
+                assert told == each[request], (user, request)
+            else:
+                assert answer == true[request], (user, request)
+
+
+def test_what_is_asked_of_each_agrees_with_the_questions(asked):
+    told = {
+        "sign_after": ("Which sign is right after each?", "{sign} {answer}"),
+        "sign_before": ("Which sign is right before each?", "{sign} {answer}"),
+        "sign_when": ("When is each sign shown?", "{sign} {answer}"),
+        "event_after": ("What happens right after each?", "{event}: {answer}"),
+        "event_before": ("What happens right before each?", "{event}: {answer}"),
+        "event_when": ("When does each happen?", "{event}: {answer}"),
+        "colour_before": ("Which colour is each at first?", "{name} {answer}"),
+        "action_count": ("How many times does each do it?", "{name} {kind}: {answer}"),
+        "stay_duration": ("How many seconds is each in view?", "{name} {answer}"),
+    }
+    seen = Counter()
+    for one in asked[:600]:
+        answers = dict(drills.each_of(one.scene, np.random.default_rng(0)))
+        for question in one.questions if answers else ():
+            if question.family in told:
+                request, form = told[question.family]
+                thing = question.query.get("thing")
+                name = "" if thing is None else one.scene.things[thing].name
+                line = form.format(**question.query, answer=question.answer, name=name)
+                assert line in answers[request][:-1].split(". "), (one.scene.index, line)
+                seen[question.family] += 1
+    assert seen.keys() == told.keys() and min(seen.values()) >= 10, seen
+
+
+def test_scene_drills_tell_the_scene_they_ask_about():
+    for index in range(100):
+        user, *turns = drills.scene_drill(0, index)
+        assert user == drills.scene_drill(0, index)[0]
+        assert user["content"].count("clip from") <= 10  # 20 s
+        requests = [user["content"].split("\n")[-1], *(m["content"] for m in turns[1::2])]
+        assert 1 <= len(requests) == len(set(requests)) <= 12
 
 
 def test_captions_name_what_is_on(asked):

@@ -164,10 +164,9 @@ def _one_of_each(study: Study) -> list[Point]:
 
 def _plan_on_gpus(study: Study, gpu: str, num_gpus: int) -> int:
     """Estimate each combination of levels as `apollo plan` does; evaluations are not in it."""
-    from apollo.lab.training import know_shapes, resolve
+    from apollo.lab.training import resolve
     from apollo.train.plan import make_plan
 
-    know_shapes()
     table = Table("levels", f"hours of {num_gpus} {gpu}", "GPU hours", box=box.SIMPLE_HEAD)
     total = 0.0
     for point in _one_of_each(study):

@@ -29,7 +29,7 @@ from apollo.eval.runner import evaluate, recognise
 from apollo.lab.spec import Asking, Point, Study
 from apollo.model import ApolloProcessor
 from apollo.runtime import read_jsonl, set_seed
-from apollo.train.joining import PUBLISHED, join_parts
+from apollo.train.joining import join_parts
 from apollo.train.recipes import RECIPES, ModelSettings, TrainConfig
 from apollo.train.run import train
 
@@ -38,73 +38,6 @@ NOT_OUTCOME = ("out_dir", "feature_cache_dir", "video_time_limit_s")
 OUTCOME_OF_LOOP = ("seed", "mixed_precision")
 CALIBRATION_STEPS = 12
 CALIBRATION_QUESTIONS = 60
-
-_QWEN: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 151_936,
-    "max_position_embeddings": 32_768,
-    "rope_theta": 1e6,
-}
-_QWEN_1P5B = {
-    **_QWEN,
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
-_QWEN_0P5B = {
-    **_QWEN_1P5B,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-0.5B-Instruct": _QWEN_0P5B,
-    "Qwen/Qwen2-0.5B-Instruct": _QWEN_0P5B,
-    "Qwen/Qwen2-1.5B-Instruct": _QWEN_1P5B,
-    "Qwen/Qwen1.5-4B-Chat": {
-        **_QWEN,
-        "hidden_size": 2560,
-        "intermediate_size": 6912,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 20,
-        "num_key_value_heads": 20,
-        "rope_theta": 5e6,
-        "tie_word_embeddings": False,
-    },
-    "Qwen/Qwen2-7B-Instruct": PUBLISHED["Qwen/Qwen2.5-7B-Instruct"],
-    "facebook/dinov2-large": {
-        "model_type": "dinov2",
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 518,
-        "patch_size": 14,
-    },
-    "MCG-NJU/videomae-large": {
-        "model_type": "videomae",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-    },
-    "facebook/vjepa2-vith-fpc64-256": {
-        "model_type": "vjepa2",
-        "hidden_size": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "crop_size": 256,
-    },
-}
-"""Further parts of the paper's studies, by hub id: shapes as their config.json states them."""
-
-
-def know_shapes() -> None:
-    """Let models of the studies' parts be built without their files, as `apollo plan` does."""
-    PUBLISHED.update({name: shape for name, shape in SHAPES.items() if name not in PUBLISHED})
 
 
 def resolve(study: Study, point: Point) -> TrainConfig:

@@ -18,47 +18,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from apollo.chat import find_model, load_model
 from apollo.model import ApolloConfig, ApolloForConditionalGeneration, ApolloProcessor
-from apollo.model.configuration import ENCODER_CONFIGS, SIGLIP_SO400M, InternVideo2Config
+from apollo.model.configuration import ENCODER_CONFIGS, InternVideo2Config
 from apollo.model.internvideo2 import InternVideo2Model
-from apollo.train.recipes import INTERNVIDEO2, SIGLIP, ModelSettings
-
-_QWEN: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 151_936,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32_768,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": True,
-}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    SIGLIP: SIGLIP_SO400M,
-    INTERNVIDEO2: {"model_type": "internvideo2"},
-    "Qwen/Qwen2.5-1.5B-Instruct": _QWEN
-    | {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-    },
-    "Qwen/Qwen2.5-3B-Instruct": _QWEN
-    | {
-        "hidden_size": 2048,
-        "intermediate_size": 11_008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-    },
-    "Qwen/Qwen2.5-7B-Instruct": _QWEN
-    | {
-        "vocab_size": 152_064,
-        "hidden_size": 3584,
-        "intermediate_size": 18_944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-    },
-}
-"""Hub id of a part of the paper's models -> its shape, as its published config.json states it."""
+from apollo.train.published import PUBLISHED
+from apollo.train.recipes import INTERNVIDEO2, ModelSettings
 
 
 def join_parts(

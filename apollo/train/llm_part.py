@@ -26,7 +26,7 @@ from apollo.messages import Message, question_prompt
 from apollo.runtime import read_jsonl
 from apollo.train.checkpoint import latest_checkpoint
 from apollo.train.trainer import LoopSettings, Schedule, run_stage
-from apollo.world import corpus, language
+from apollo.world import corpus, drills, language
 from apollo.world.questions import FAMILIES, ask_all
 from apollo.world.scene import make_scene
 
@@ -117,11 +117,19 @@ class Lesson:
     draw: Callable[[int, int], list[Message]]
 
 
+def reading(seed: int, index: int, longest_s: float, drilled: float) -> list[Message]:
+    """One of `corpus.text_sample`, or of `scene_drill` for a share: what is not used is lost."""
+    if index % 100 < 100 * drilled:
+        return drills.scene_drill(seed, index)
+    return corpus.text_sample(seed, index, longest_s=longest_s)
+
+
 LESSONS = (
-    Lesson("drills", 0.15, functools.partial(corpus.drill, most_items=4)),
-    Lesson("long drills", 0.15, functools.partial(corpus.drill, most_items=9)),
-    Lesson("reading", 0.40, functools.partial(corpus.text_sample, longest_s=20.0)),
-    Lesson("long reading", 0.30, functools.partial(corpus.text_sample, longest_s=120.0)),
+    Lesson("drills", 0.25, functools.partial(drills.drill, most_items=4)),
+    Lesson("long drills", 0.20, functools.partial(drills.drill, most_items=9, num_questions=4)),
+    Lesson("scene drills", 0.25, drills.scene_drill),
+    Lesson("reading", 0.15, functools.partial(reading, longest_s=20.0, drilled=0.5)),
+    Lesson("long reading", 0.15, functools.partial(reading, longest_s=120.0, drilled=0.25)),
 )
 """First to look things up, in transcripts so short that there is little to look at; then scenes."""
 

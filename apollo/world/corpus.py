@@ -8,7 +8,6 @@ video. Read next: `make.py`, `apollo/train/llm_part.py`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +29,6 @@ from apollo.world.scene import (
     DIGITS,
     GROUNDS,
     OPPOSITE,
-    SHAPES,
     SPLITS,
     TEXTURES,
     WORDS,
@@ -46,7 +44,7 @@ DESCRIBE = "Describe the clip from {}."
 CAPTION = "Describe the image."
 
 
-def _turns(header: Header, exchanges: Sequence[tuple[str, str]]) -> list[Message]:
+def turns(header: Header, exchanges: Sequence[tuple[str, str]]) -> list[Message]:
     """A conversation of several turns whose first user message opens with the header."""
     messages: list[Message] = []
     for i, (asked, answer) in enumerate(exchanges):
@@ -160,7 +158,7 @@ def about_video(
             exchanges.append(listed.pop())
         else:
             exchanges.append(_exchange(questions[i], rng, open_share))
-    return _turns(header, exchanges)
+    return turns(header, exchanges)
 
 
 def captions_of_video(
@@ -187,7 +185,7 @@ def captions_of_video(
     drawn = rng.choice(len(spans), min(max_turns, len(spans)), False, weights / weights.sum())
     listed = lists(scene, spans)
     chosen = [listed[i] for i in rng.permutation(len(listed))[:max_lists]]
-    return _turns(header, _descriptions(scene, spans, drawn) + chosen)
+    return turns(header, _descriptions(scene, spans, drawn) + chosen)
 
 
 def _descriptions(scene: Scene, spans: np.ndarray, clips: np.ndarray) -> list[tuple[str, str]]:
@@ -199,7 +197,7 @@ def _descriptions(scene: Scene, spans: np.ndarray, clips: np.ndarray) -> list[tu
 
 def caption_of_image(scene: Scene, t: float, header: Header) -> list[Message]:
     """Describe the frame at `t` seconds."""
-    return _turns(header, [(CAPTION, language.caption(scene, t))])
+    return turns(header, [(CAPTION, language.caption(scene, t))])
 
 
 def _image_questions(scene: Scene, t: float, rng: np.random.Generator) -> list[Question]:
@@ -269,7 +267,7 @@ def about_image(
     """Up to `max_turns` questions about the frame at `t` seconds, in random order."""
     questions = _image_questions(scene, t, rng)
     order = rng.permutation(len(questions))[:max_turns]
-    return _turns(header, [_exchange(questions[i], rng) for i in order])
+    return turns(header, [_exchange(questions[i], rng) for i in order])
 
 
 def about_images(
@@ -302,7 +300,7 @@ def about_images(
             exchanges.append((f"Which image has {grounds[i]} ground?", ORDINALS[i]))
     with_sign = sum(any(name.startswith("sign ") for name in mine) for mine in names)
     exchanges.append(("How many images show a sign?", str(with_sign)))
-    return _turns(header, [exchanges[i] for i in rng.permutation(len(exchanges))[:3]])
+    return turns(header, [exchanges[i] for i in rng.permutation(len(exchanges))[:3]])
 
 
 def fact(rng: np.random.Generator) -> list[Message]:
@@ -333,7 +331,7 @@ def fact(rng: np.random.Generator) -> list[Message]:
             length = int(rng.integers(1, 8)) * 2
             span = f"from {clock(start)} to {clock(start + length)}"
             exchanges.append((f"How many seconds are there {span}?", str(length)))
-    return _turns("", exchanges)
+    return turns("", exchanges)
 
 
 def telling_time(scene: Scene, rng: np.random.Generator) -> float:
@@ -345,49 +343,6 @@ def telling_time(scene: Scene, rng: np.random.Generator) -> float:
 
 
 # -- text alone --------------------------------------------------------------------------------
-
-
-DRILLED = (*WORDS, *DIGITS, *COLOURS, *SHAPES)
-"""Words that drills are made of."""
-
-
-def drill(seed: int, index: int, split: str = "train", most_items: int = 8) -> list[Message]:
-    """An exercise in looking things up: a transcript of single words, and questions about it.
-
-    What comes after, before, first, when, how many: all that questions about scenes ask for, and
-    nothing else to understand. A small model learns to look up from short ones, and hardly ever
-    does from scenes alone. A pure function of its arguments.
-
-    Args:
-        seed: Seed of the world.
-        index: Number of the exercise in its split.
-        split: "train" or "test".
-        most_items: Most words of the transcript; there are at least two.
-    """
-    rng = np.random.default_rng([seed, SPLITS[split], index, 3])
-    items = [str(w) for w in rng.choice(DRILLED, int(rng.integers(2, most_items + 1)), False)]
-    lines: list[str] = []
-    times: list[str] = []
-    told = 0
-    while told < len(items):
-        start = 2 * len(lines)
-        here = items[told : told + int(rng.choice([0, 1, 1, 1, 2]))]
-        told += len(here)
-        times += [f"{clock(start)}-{clock(start + 2)}"] * len(here)
-        lines.append(
-            f"clip from {clock(start)}-{clock(start + 2)}: {'. '.join(here or ['nothing'])}."
-        )
-    asked = [("List all.", ". ".join(items) + "."), ("How many?", str(len(items)))]
-    asked.append(("List all, the last first.", ". ".join(items[::-1]) + "."))
-    asked += [(f"What is {name}?", item) for name, item in zip(ORDINALS, items, strict=False)]
-    asked += [(f"When is {item}?", time) for item, time in zip(items, times, strict=True)]
-    pairs = list(itertools.pairwise(items))
-    asked += [(f"What is right after {first}?", second) for first, second in pairs]
-    asked += [(f"What is right before {second}?", first) for first, second in pairs]
-    lists = [asked[i] for i in (0, 2)]
-    others = [asked[i] for i in rng.permutation(len(asked))[:most_items]]
-    chosen = [*others, lists[int(rng.integers(2))]]
-    return _turns("\n".join(lines), [chosen[i] for i in rng.permutation(len(chosen))])
 
 
 BRIEF_SHARE = 0.6
@@ -406,7 +361,7 @@ def _scene(rng: np.random.Generator, seed: int, split: str, longest_s: float) ->
             return scene
 
 
-def _balanced_scene(rng: np.random.Generator, seed: int, split: str, longest_s: float) -> Scene:
+def balanced_scene(rng: np.random.Generator, seed: int, split: str, longest_s: float) -> Scene:
     """A scene of which a family can be asked that was drawn before: rare ones are learnt, too.
 
     Short scenes never allow some families; after forty tries any scene will do.
@@ -436,7 +391,7 @@ def text_sample(
     kind = rng.random()
     if kind < 0.08:
         return fact(rng)
-    draw = _scene if kind < 0.36 else _balanced_scene
+    draw = _scene if kind < 0.36 else balanced_scene
     scene = draw(rng, seed, split, longest_s)
     if kind < 0.18:
         t = telling_time(scene, rng)
@@ -451,7 +406,7 @@ def text_sample(
     spans = language.clip_spans(scene.duration_s)
     if kind < 0.36:
         transcript = language.transcript(scene, spans)
-        return _turns(transcript, _descriptions(scene, spans, rng.permutation(len(spans))[:4]))
+        return turns(transcript, _descriptions(scene, spans, rng.permutation(len(spans))[:4]))
     brief = rng.random() < BRIEF_SHARE
     return about_video(
         scene,

@@ -33,6 +33,7 @@ from apollo.world.scene import (
     WORDS,
     Event,
     Scene,
+    Thing,
     at,
     place_of,
 )
@@ -428,10 +429,10 @@ def move_direction(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-def relation_end(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """At the end, on which side of another thing is it?
+def sides_at_end(scene: Scene) -> list[tuple[Thing, Thing, str]]:
+    """Pairs of shapes one of which has moved, and the side of the second where the first ends up.
 
-    Asked where one of the two has moved and the side is clear.
+    Only where the side is clear.
     """
     gone = {e.thing for e in scene.of_kind("leaves")}
     here = [t for t in scene.shapes if t.id not in gone]
@@ -445,6 +446,12 @@ def relation_end(scene: Scene, rng: np.random.Generator) -> Question | None:
                 cases.append((a, b, "left of" if dx < 0 else "right of"))
             elif abs(dy) > abs(dx) + 0.2:
                 cases.append((a, b, "above" if dy < 0 else "below"))
+    return cases
+
+
+def relation_end(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """At the end, on which side of another thing is it?"""
+    cases = sides_at_end(scene)
     if not cases:
         return None
     a, b, answer = _choose(rng, cases)
@@ -684,19 +691,38 @@ def cause(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
+def _comes_and_goes(scene: Scene) -> tuple[dict[int, float], dict[int, float]]:
+    """Shape -> seconds at which it appears, and at which it has left."""
+    comes = {e.thing: e.middle_s for e in scene.of_kind("appears")}
+    return comes, {e.thing: e.end_s for e in scene.of_kind("leaves")}
+
+
+def stay_s(scene: Scene, thing: int) -> int | None:
+    """Even number of seconds that a shape is in view which appears late or leaves early.
+
+    None for others, and where it is as near to one even number as to the next.
+    """
+    comes, goes = _comes_and_goes(scene)
+    if thing not in comes and thing not in goes:
+        return None
+    if any(event.thing == thing for event in scene.of_kind("blinks")):
+        return None
+    stay = goes.get(thing, scene.duration_s) - comes.get(thing, 0.0)
+    if stay > 21 or abs(stay / 2 % 1 - 0.5) < 0.15:
+        return None
+    return max(2, round(stay / 2) * 2)
+
+
 def stay_duration(scene: Scene, rng: np.random.Generator) -> Question | None:
     """How many seconds is something in view that appears late or leaves early?"""
-    comes = {e.thing: e.middle_s for e in scene.of_kind("appears")}
-    goes = {e.thing: e.end_s for e in scene.of_kind("leaves")}
     gaps = {e.thing for e in scene.of_kind("blinks")}
-    things = sorted((set(comes) | set(goes)) - gaps)
+    things = sorted(set().union(*_comes_and_goes(scene)) - gaps)
     if not things:
         return None
     thing = _choose(rng, things)
-    stay = goes.get(thing, scene.duration_s) - comes.get(thing, 0.0)
-    if stay > 21 or abs(stay / 2 % 1 - 0.5) < 0.15:  # as near to one even number as to the next
+    answer = stay_s(scene, thing)
+    if answer is None:
         return None
-    answer = max(2, round(stay / 2) * 2)
     return Question(
         "stay_duration",
         f"How many seconds is the {scene.things[thing].label} in view?",
