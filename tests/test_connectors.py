@@ -4,7 +4,16 @@ import math
 
 import pytest
 import torch
-from tiny_models import make_config, make_model
+from tiny_models import (
+    CONNECTOR,
+    PAIR,
+    make_config,
+    make_image,
+    make_model,
+    make_processor,
+    make_video,
+    user,
+)
 
 from apollo.model.configuration import ConnectorSettings
 from apollo.model.connector import RESAMPLERS, Connector, init_connector_weights, pooled_grid
@@ -53,6 +62,45 @@ def test_default_connector_has_the_released_size(width, parameters):
     with torch.device("meta"):
         connector = Connector(ConnectorSettings(), 2560, width, 128, (4, 27, 27))
     assert sum(p.numel() for p in connector.parameters()) == parameters
+
+
+def split_model():
+    return make_model(make_config(connector=CONNECTOR | {"image_path": "split"}))
+
+
+def test_split_images_go_through_a_connector_of_their_own():
+    model = split_model()
+    connector, width = model.model.connector, model.config.encoders[0].hidden_size
+    is_image = torch.tensor([True, False, True, False, False])
+    features = torch.randn(5, *model.model.grid, sum(e.hidden_size for e in model.config.encoders))
+    tokens = connector(features, is_image)
+    torch.testing.assert_close(tokens[~is_image], connector.videos(features[~is_image]))
+    for clip in (0, 2):
+        frame = features[clip : clip + 1, :1, ..., :width]
+        torch.testing.assert_close(tokens[clip : clip + 1], connector.images(frame))
+    other = features.clone()
+    other[is_image, 1:], other[is_image, ..., width:] = 0.0, 0.0
+    torch.testing.assert_close(connector(other, is_image), tokens)
+
+
+@pytest.mark.parametrize("shown", [[], ["image"], ["video"], ["image", "video", "image"]])
+def test_split_takes_any_batch_and_every_parameter_a_gradient(shown):
+    model = split_model().train()
+    media = [make_image(1) if kind == "image" else make_video(2) for kind in shown]
+    messages = [user(*media, "what?"), {"role": "assistant", "content": "a cat"}]
+    batch = make_processor(model.config)([messages], with_labels=True)
+    model(**batch).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    norms = {
+        kind: sum(p.grad.norm() for p in module.parameters())
+        for kind, module in model.model.connector.named_children()
+    }
+    assert {kind for kind, norm in norms.items() if norm > 0} == {f"{kind}s" for kind in shown}
+
+
+def test_split_needs_an_image_encoder_first():
+    with pytest.raises(ValueError, match="internvideo2 cannot"):
+        make_model(make_config(PAIR[::-1], connector=CONNECTOR | {"image_path": "split"}))
 
 
 def test_latents_ask_different_questions_from_the_start():
@@ -107,6 +155,7 @@ def test_small_grids_are_refused_by_convolutions():
     ("settings", "message"),
     [
         (dict(resampler="perciver"), "unknown resampler 'perciver'; choose from perceiver"),
+        (dict(image_path="spilt"), "unknown image_path 'spilt'; choose from unified, split"),
         (dict(heads=3), "unknown setting heads; choose from resampler"),
         (dict(num_heads=5), "must be a multiple of num_key_value_heads"),
     ],

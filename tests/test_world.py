@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apollo.runtime import append_jsonl
-from apollo.world import corpus, drills
+from apollo.world import drills, listing
 from apollo.world.check import (
     ANSWERS,
     check_world,
@@ -424,7 +424,7 @@ def test_lists_agree_with_the_questions(asked):
     for one in asked[:600]:
         listed = {
             request: [] if answer == "none." else answer[:-1].split(". ")
-            for request, answer in corpus.lists(one.scene, clip_spans(one.scene.duration_s))
+            for request, answer in listing.lists(one.scene, clip_spans(one.scene.duration_s))
         }
         for question in one.questions if listed else ():
             family, query = question.family, question.query
@@ -508,7 +508,7 @@ def test_what_is_asked_of_each_agrees_with_the_questions(asked):
     }
     seen = Counter()
     for one in asked[:600]:
-        answers = dict(drills.each_of(one.scene, np.random.default_rng(0)))
+        answers = dict(listing.each_of(one.scene, np.random.default_rng(0)))
         for question in one.questions if answers else ():
             if question.family in told:
                 request, form = told[question.family]

@@ -100,15 +100,16 @@ def make_llm_config(**settings: Any) -> Qwen2Config:
     )
 
 
+CONNECTOR = dict(num_heads=4, head_dim=4, num_key_value_heads=2, ff_multi=2)
+
+
 def make_config(
     kinds: tuple[str, ...] = PAIR, resampler: str = "perceiver", **settings: Any
 ) -> ApolloConfig:
     return ApolloConfig(
         **{
             "encoders": [{"model_type": kind, **ENCODERS[kind]} for kind in kinds],
-            "connector": dict(
-                resampler=resampler, num_heads=4, head_dim=4, num_key_value_heads=2, ff_multi=2
-            ),
+            "connector": CONNECTOR | {"resampler": resampler},
             "text_config": make_llm_config(),
             "tokens_per_clip": TOKENS_PER_CLIP,
             "image_token_id": TOKENIZER.convert_tokens_to_ids("<|image_token|>"),

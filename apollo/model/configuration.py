@@ -20,6 +20,9 @@ TOKEN_INTEGRATIONS = ("none", "start_end", "timestamps", "timestamps_start_end")
 RESAMPLER_NAMES = ("perceiver", "mlp_pool", "conv_pool")
 """The three connectors of the paper's Table 1; `connector.RESAMPLERS` builds them."""
 
+IMAGE_PATHS = ("unified", "split")
+"""How images go through the model (paper, Table 8); `unified` was chosen there."""
+
 
 @strict
 class InternVideo2Config(PreTrainedConfig):
@@ -103,6 +106,8 @@ class ConnectorSettings:
         num_key_value_heads: Key and value heads, each shared by `num_heads / num_key_value_heads`
             query heads.
         ff_multi: MLP width divided by the LLM's width.
+        image_path: Images as clips of equal frames, like videos (`unified`), or as one frame of the
+            first encoder through a connector of their own (`split`).
     """
 
     resampler: str = "perceiver"
@@ -111,13 +116,15 @@ class ConnectorSettings:
     head_dim: int = 96
     num_key_value_heads: int = 4
     ff_multi: int = 4
+    image_path: str = "unified"
 
     def __post_init__(self) -> None:
-        if self.resampler not in RESAMPLER_NAMES:
-            raise ValueError(
-                f"connector: unknown resampler {self.resampler!r}; "
-                f"choose from {', '.join(RESAMPLER_NAMES)}"
-            )
+        for name, choices in (("resampler", RESAMPLER_NAMES), ("image_path", IMAGE_PATHS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"connector: unknown {name} {getattr(self, name)!r}; "
+                    f"choose from {', '.join(choices)}"
+                )
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"connector: num_heads ({self.num_heads}) must be a multiple of "

@@ -6,6 +6,9 @@ released models use. Its numbers and parameter names, the misspelt `wheight` inc
 the released `mm_connector.py`, so that its files load without renaming. Read next: `modeling.py`,
 which puts the tokens into the text.
 
+An image is a clip of equal frames, which the connector reads as it reads those of videos. The other
+way that the paper tried (Table 8) is here, too: images through a connector of their own.
+
 Shapes: C clips, (T, H, W) grid of features, P = T * H * W, V width of the features, D width of the
 LLM, N tokens per clip.
 """
@@ -207,9 +210,41 @@ class Connector(nn.Module):
         self.proj = PROJECTIONS[settings.resampler](vision_width, width)
         self.resampler = RESAMPLERS[settings.resampler](settings, width, num_tokens, grid)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map fused features (C, T, H, W, V) to LLM tokens (C, N, D)."""
+    def forward(self, features: torch.Tensor, is_image: torch.Tensor | None = None) -> torch.Tensor:
+        """Map fused features (C, T, H, W, V) to LLM tokens (C, N, D), images or not."""
         return self.resampler(self.proj(features))
+
+
+class SplitConnector(nn.Module):
+    """A connector for videos, and one for images that reads one frame of the first encoder.
+
+    Args:
+        settings: Of both.
+        vision_widths: Width of each encoder's features, which lie in this order in the fused ones.
+        width: See `Connector`, as for the two that follow.
+        num_tokens: Tokens per clip N.
+        grid: Grid (T, H, W) of the fused features.
+    """
+
+    def __init__(
+        self,
+        settings: ConnectorSettings,
+        vision_widths: list[int],
+        width: int,
+        num_tokens: int,
+        grid: Grid,
+    ) -> None:
+        super().__init__()
+        self.image_width = vision_widths[0]
+        self.videos = Connector(settings, sum(vision_widths), width, num_tokens, grid)
+        self.images = Connector(settings, self.image_width, width, num_tokens, (1, *grid[1:]))
+
+    def forward(self, features: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
+        """Map fused features (C, T, H, W, V), of images where `is_image` (C,), to (C, N, D)."""
+        frames = features[is_image][:, :1, ..., : self.image_width]
+        tokens = torch.cat([self.videos(features[~is_image]), self.images(frames)])
+        order = torch.cat([(~is_image).nonzero(), is_image.nonzero()])[:, 0]
+        return tokens[order.argsort()]
 
 
 def pooled_grid(num_tokens: int, grid: Grid) -> Grid:

@@ -28,7 +28,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from . import encoders as encoder_functions
 from .configuration import ApolloConfig
-from .connector import Connector, init_connector_weights
+from .connector import Connector, SplitConnector, init_connector_weights
 from .processing import END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN, new_special_tokens
 from .segments import Segments
 from .video_processing import unpack
@@ -83,12 +83,16 @@ class ApolloModel(ApolloPreTrainedModel):
             encoder_functions.build(encoder, layer, config.frames_per_clip)
             for encoder, layer in zip(config.encoders, config.selected_layers, strict=True)
         )
-        self.connector = Connector(
-            config.connector_settings,
-            vision_width=sum(encoder.hidden_size for encoder in config.encoders),
-            width=config.text_config.hidden_size,
-            num_tokens=config.tokens_per_clip,
-            grid=self.grid,
+        settings = config.connector_settings
+        first = config.encoders[0].model_type
+        if settings.image_path == "split" and not encoder_functions.ENCODERS[first].per_frame:
+            raise ValueError(f"image_path split: the first encoder sees the images; {first} cannot")
+        widths = [encoder.hidden_size for encoder in config.encoders]
+        shape = (config.text_config.hidden_size, config.tokens_per_clip, self.grid)
+        self.connector = (
+            SplitConnector(settings, widths, *shape)
+            if settings.image_path == "split"
+            else Connector(settings, sum(widths), *shape)
         )
         self.llm = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -118,8 +122,7 @@ class ApolloModel(ApolloPreTrainedModel):
         Returns:
             `pooler_output` (C, N, D), the tokens of each.
         """
-        features = self.encode(self._unpack(pixel_values.to(self.device)))
-        return BaseModelOutputWithPooling(pooler_output=self.connect(features))
+        return self._clip_tokens(pixel_values, are_images=True)
 
     def get_video_features(
         self,
@@ -135,7 +138,12 @@ class ApolloModel(ApolloPreTrainedModel):
                 matter.
             return_dict: Always true.
         """
-        return self.get_image_features(pixel_values_videos)
+        return self._clip_tokens(pixel_values_videos, are_images=False)
+
+    def _clip_tokens(self, rows: torch.Tensor, are_images: bool) -> BaseModelOutputWithPooling:
+        features = self.encode(self._unpack(rows.to(self.device)))
+        is_image = torch.full((len(features),), are_images, device=features.device)
+        return BaseModelOutputWithPooling(pooler_output=self.connect(features, is_image))
 
     def clips_of_engine(
         self,
@@ -146,10 +154,8 @@ class ApolloModel(ApolloPreTrainedModel):
         """Turn an engine's rows of pictures and clips into clips in the order of the text."""
         rows = [r.to(self.device) for r in (pixel_values, pixel_values_videos) if r is not None]
         pixels = [torch.cat(part) for part in zip(*map(self._unpack, rows), strict=True)]
-        # The first token of each clip says what it is: pictures and clips as they come.
-        firsts = input_ids[self.placeholders(input_ids)][:: self.config.tokens_per_clip]
-        tokens = (self.config.image_token_id, self.config.video_token_id)
-        order = torch.cat([(firsts == token).nonzero()[:, 0] for token in tokens]).argsort()
+        is_image = self._is_image(input_ids)
+        order = torch.cat([is_image.nonzero(), (~is_image).nonzero()])[:, 0].argsort()
         if len(order) != len(pixels[0]):
             return pixels  # which `embed` refuses
         return [part[order] for part in pixels]
@@ -191,9 +197,16 @@ class ApolloModel(ApolloPreTrainedModel):
         ]
         return encoder_functions.fuse(features, self.grid)
 
-    def connect(self, features: torch.Tensor) -> torch.Tensor:
-        """Turn fused features (C, T, H, W, V) into LLM tokens (C, N, D)."""
-        return self.connector(features.to(next(self.connector.parameters())))
+    def connect(self, features: torch.Tensor, is_image: torch.Tensor | None = None) -> torch.Tensor:
+        """Turn fused features (C, T, H, W, V) into LLM tokens (C, N, D).
+
+        Args:
+            features: What `encode` made.
+            is_image: Which of the clips are images (C,); by default none.
+        """
+        if is_image is None:
+            is_image = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        return self.connector(features.to(next(self.connector.parameters())), is_image)
 
     def forward(
         self,
@@ -271,20 +284,26 @@ class ApolloModel(ApolloPreTrainedModel):
         pixel_values = pixel_values or self._no_clips()
         if clip_features is None and (len(pixel_values[0]) > 0 or self.training):
             clip_features = self.encode(pixel_values)
-        tokens = embeds.new_zeros(0, embeds.shape[-1])
-        if clip_features is not None:
-            tokens = self.connect(clip_features).flatten(0, 1)  # (C * N, D)
-        num_placeholders = int(is_placeholder.sum())
-        if num_placeholders != len(tokens):
+        num_placeholders, size = int(is_placeholder.sum()), self.config.tokens_per_clip
+        num_tokens = 0 if clip_features is None else size * len(clip_features)
+        if num_placeholders != num_tokens:
             raise ValueError(
-                f"the text has {num_placeholders} placeholders, the clips give {len(tokens)} "
-                f"tokens ({self.config.tokens_per_clip} per clip); use the model's own processor"
+                f"the text has {num_placeholders} placeholders, the clips give {num_tokens} "
+                f"tokens ({size} per clip); use the model's own processor"
             )
+        if clip_features is None:
+            return embeds
+        tokens = self.connect(clip_features, self._is_image(input_ids)).flatten(0, 1)  # (C * N, D)
         return embeds.masked_scatter(is_placeholder[..., None], tokens.to(embeds))
 
     def placeholders(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return where ids (B, L) are placeholders, as a mask (B, L)."""
         return (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
+
+    def _is_image(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return which clips are images (C,): the first token of each says what it is."""
+        firsts = input_ids[self.placeholders(input_ids)][:: self.config.tokens_per_clip]
+        return firsts == self.config.image_token_id
 
     def _no_clips(self) -> list[torch.Tensor]:
         """Return zero clips.
@@ -356,9 +375,9 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
         """Run the encoders, see `ApolloModel.encode`."""
         return self.model.encode(pixel_values)
 
-    def connect(self, features: torch.Tensor) -> torch.Tensor:
+    def connect(self, features: torch.Tensor, is_image: torch.Tensor | None = None) -> torch.Tensor:
         """Run the connector, see `ApolloModel.connect`."""
-        return self.model.connect(features)
+        return self.model.connect(features, is_image)
 
     def forward(
         self,

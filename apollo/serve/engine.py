@@ -126,7 +126,7 @@ class Engine:
         job.is_cancelled = True
         self._inbox.put(None)
 
-    def encode(self, pixels: list[Tensor]) -> "Future[Tensor]":
+    def encode(self, pixels: list[Tensor], is_image: bool = False) -> "Future[Tensor]":
         """Turn clips, (C, T, 3, S, S) for each encoder, into LLM tokens (C, N, D).
 
         A future that is cancelled ends the work.
@@ -135,7 +135,7 @@ class Engine:
         if self._is_stopping:
             future.set_exception(RuntimeError(STOPPING))
         else:
-            self._inbox.put(_Encoding(pixels, future))
+            self._inbox.put(_Encoding(pixels, is_image, future))
         return future
 
     # ---- the thread ------------------------------------------------------------------------------
@@ -179,7 +179,8 @@ class Engine:
         pixels = [
             part[encoding.num_done :][:size].to(self.model.device) for part in encoding.pixels
         ]
-        encoding.tokens.append(self.model.connect(self.model.encode(pixels)))
+        is_image = torch.full((len(pixels[0]),), encoding.is_image, device=self.model.device)
+        encoding.tokens.append(self.model.connect(self.model.encode(pixels), is_image))
         self.counts["clips_encoded"] += len(pixels[0])
         if encoding.num_done >= len(encoding.pixels[0]):
             self._encodings.popleft()
@@ -341,9 +342,10 @@ class _Batch:
 
 @dataclass
 class _Encoding:
-    """Clips that are being encoded."""
+    """Clips of a video, or an image, that are being encoded."""
 
     pixels: list[Tensor]
+    is_image: bool
     future: "Future[Tensor]"
     tokens: list[Tensor] = field(default_factory=list)
 

@@ -226,7 +226,7 @@ class MediaStore:
         try:
             pixels, shown, description = await self._decode(loader, kind, source, sampling)
             # The process waits for the engine, or decoded videos would pile up before it.
-            tokens = await asyncio.wrap_future(self.engine.encode(pixels))
+            tokens = await asyncio.wrap_future(self.engine.encode(pixels, kind == "image"))
         except VideoError as error:
             status = 413 if isinstance(error, VideoLimitError) else 400
             message = str(error)

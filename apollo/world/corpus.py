@@ -14,15 +14,14 @@ import numpy as np
 
 from apollo.messages import Message, question_prompt
 from apollo.world import language
-from apollo.world.language import clock, event_text
+from apollo.world.language import clock
+from apollo.world.listing import Exchange, lists
 from apollo.world.questions import (
     FAMILIES,
     ORDINALS,
     PLACES,
-    STAGE_KINDS,
     Question,
     ask_all,
-    window,
 )
 from apollo.world.scene import (
     COLOURS,
@@ -67,52 +66,6 @@ def _exchange(
     return question_prompt(question.question, options), question.answer
 
 
-def lists(scene: Scene, spans: np.ndarray) -> list[tuple[str, str]]:
-    """Requests for all signs, events, places, moves of the camera in order, and their answers.
-
-    An answer is many steps of what a question asks one of: the next after this one, the one before,
-    when it was. Of videos whose clips leave gaps nothing is listed.
-
-    Args:
-        scene: What the video shows.
-        spans: (C, 2) the clips that are seen, in seconds.
-    """
-    if spans[-1, 1] - spans[0, 0] > (spans[:, 1] - spans[:, 0]).sum() + 0.1:
-        return []
-
-    def told(items: Sequence[str]) -> str:
-        return ". ".join(items or ["none"]) + "."
-
-    def numbered(items: Sequence[str]) -> str:
-        return told([f"{name} {item}" for name, item in zip(ORDINALS, items, strict=False)])
-
-    out = []
-    if scene.genre == "tour":
-        moves = [leg.value for leg in scene.of_kind("camera")]
-        passed = [scene.things[event.thing].label for event in scene.of_kind("pass")]
-        for subject, items in (("moves of the camera", moves), ("passed things", passed)):
-            out += [(f"List the {subject}.", told(items))]
-            out += [(f"Number the {subject}.", numbered(items))]
-        return out
-    for subject, events in (
-        ("signs", scene.of_kind("sign")),
-        ("events", scene.of_kind(*STAGE_KINDS)),
-    ):
-        items = [e.value if subject == "signs" else event_text(scene, e) for e in events]
-        times = [f"{item} {window(e.middle_s)}" for item, e in zip(items, events, strict=True)]
-        out += [(f"List the {subject}.", told(items))]
-        out += [(f"List the {subject}, the last first.", told(items[::-1]))]
-        out += [(f"List the {subject} with their times.", told(times))]
-        if subject == "signs":
-            out += [(f"Number the {subject}.", numbered(items))]
-    gone = {event.thing for event in scene.of_kind("leaves")}
-    first = [f"{s.name} {place_of(*s.position[0][1:])}" for s in scene.shapes]
-    last = [f"{s.name} {place_of(*s.position[-1][1:])}" for s in scene.shapes if s.id not in gone]
-    out += [("Where is everything at first?", told(first))]
-    out += [("Where is everything at the end?", told(last))]
-    return out
-
-
 def about_video(
     scene: Scene,
     questions: Sequence[Question],
@@ -121,7 +74,8 @@ def about_video(
     spans: np.ndarray,
     max_turns: int = 6,
     describe_share: float = 0.0,
-    list_share: float = 0.0,
+    requests: Sequence[Exchange] = (),
+    request_share: float = 0.0,
     open_share: float = 0.25,
 ) -> list[Message]:
     """Questions about a video, in random order, some turns asking for more instead.
@@ -134,12 +88,13 @@ def about_video(
         spans: (C, 2) the clips that are seen, in seconds.
         max_turns: Most exchanges of the conversation.
         describe_share: Chance that a turn asks to describe one clip.
-        list_share: Chance that a turn asks for one of `lists`.
+        requests: Of `listing.py`.
+        request_share: Chance that a turn asks for one of them.
         open_share: Chance that a question comes without options.
     """
     told = language.lines(scene, spans) if describe_share else []
-    listed = lists(scene, spans) if list_share else []
-    rng.shuffle(listed)
+    left = list(requests)
+    rng.shuffle(left)
     weights = np.array([0.3 if FAMILIES[q.family].needs != "frames" else 1.0 for q in questions])
     order = rng.choice(
         len(questions),
@@ -154,8 +109,8 @@ def about_video(
             clip = int(rng.integers(len(spans)))
             start, end = spans[clip]
             exchanges.append((DESCRIBE.format(f"{clock(start)}-{clock(end)}"), told[clip]))
-        elif kind < describe_share + list_share and listed:
-            exchanges.append(listed.pop())
+        elif kind < describe_share + request_share and left:
+            exchanges.append(left.pop())
         else:
             exchanges.append(_exchange(questions[i], rng, open_share))
     return turns(header, exchanges)
@@ -166,10 +121,11 @@ def captions_of_video(
     rng: np.random.Generator,
     header: Header,
     spans: np.ndarray,
+    requests: Sequence[Exchange],
     max_turns: int = 6,
-    max_lists: int = 2,
+    max_requests: int = 4,
 ) -> list[Message]:
-    """Describe clips of a video, one a turn, in the order of time; then list what it shows.
+    """Describe clips of a video, one a turn, in the order of time; then tell what it shows.
 
     Clips in which something happens are drawn first: most of a description is how things look.
 
@@ -178,13 +134,13 @@ def captions_of_video(
         rng: Decides which clips.
         header: The video as a part, or its transcript.
         spans: (C, 2) the clips that are seen, in seconds.
+        requests: Of `listing.py`.
         max_turns: Most clips that are described.
-        max_lists: Most of `lists` that are asked for.
+        max_requests: Most requests that are made.
     """
     weights = np.array([4.0 if events else 1.0 for events in language.assign(scene, spans)])
     drawn = rng.choice(len(spans), min(max_turns, len(spans)), False, weights / weights.sum())
-    listed = lists(scene, spans)
-    chosen = [listed[i] for i in rng.permutation(len(listed))[:max_lists]]
+    chosen = [requests[i] for i in rng.permutation(len(requests))[:max_requests]]
     return turns(header, _descriptions(scene, spans, drawn) + chosen)
 
 
@@ -416,6 +372,7 @@ def text_sample(
         spans,
         max_turns=12,
         describe_share=0.0 if brief else 0.1,
-        list_share=0.35,
+        requests=lists(scene, spans),
+        request_share=0.35,
         open_share=0.6,
     )

@@ -10,7 +10,6 @@ the figures. Read next: `apollo/train/llm_part.py`, whose lessons these are.
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Sequence
 
@@ -19,30 +18,14 @@ import numpy as np
 from apollo.messages import Message
 from apollo.world import language
 from apollo.world.corpus import VIDEO_FAMILIES, balanced_scene, turns
-from apollo.world.language import clock, event_text
-from apollo.world.questions import (
-    FAMILIES,
-    ORDINALS,
-    STAGE_KINDS,
-    VERBS,
-    sides_at_end,
-    stay_s,
-    window,
-)
-from apollo.world.scene import COLOURS, DIGITS, SHAPES, SPLITS, WORDS, Scene
+from apollo.world.language import clock
+from apollo.world.listing import Exchange, each, each_of
+from apollo.world.questions import FAMILIES, ORDINALS
+from apollo.world.scene import COLOURS, DIGITS, SHAPES, SPLITS, WORDS
 
 DRILLED = (*WORDS, *DIGITS, *COLOURS, *SHAPES)
 """Words that drills are made of."""
 COUNTED = (*ORDINALS, "eighth", "ninth")
-
-Exchange = tuple[str, str]
-
-
-def _each(pairs: Sequence[tuple[str, str]], rng: np.random.Generator, join: str = " ") -> str:
-    """Keys and their values in random order; a key that comes twice is left out."""
-    often = collections.Counter(key for key, _ in pairs)
-    told = [f"{key}{join}{value}" for key, value in pairs if often[key] == 1]
-    return ". ".join([told[i] for i in rng.permutation(len(told))] or ["none"]) + "."
 
 
 def _shuffled(exchanges: Sequence[Exchange], rng: np.random.Generator, most: int) -> list[Exchange]:
@@ -81,10 +64,10 @@ def drill(
     places = list(zip(items, COUNTED, strict=False))
     whens = list(zip(items, times, strict=True))
     asked = [
-        ("Which is each?", _each(places, rng)),
-        ("When is each?", _each(whens, rng)),
-        ("What is right after each?", _each(after, rng)),
-        ("What is right before each?", _each(before, rng)),
+        ("Which is each?", each(places, rng)),
+        ("When is each?", each(whens, rng)),
+        ("What is right after each?", each(after, rng)),
+        ("What is right before each?", each(before, rng)),
     ]
     if num_questions:
         single = [("How many?", str(len(items)))]
@@ -96,56 +79,6 @@ def drill(
         whole.append(("List all, the last first.", ". ".join(items[::-1]) + "."))
         asked += _shuffled(whole, rng, 1) + _shuffled(single, rng, num_questions)
     return turns("\n".join(lines), _shuffled(asked, rng, len(asked)))
-
-
-def each_of(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
-    """Requests for something of everything in a scene, and the answers in random order.
-
-    Args:
-        scene: A stage; of tours there are none.
-        rng: Decides the order.
-    """
-    if scene.genre == "tour":
-        return []
-    events = scene.of_kind(*STAGE_KINDS)
-    signs = scene.of_kind("sign")
-    said = [event_text(scene, event) for event in events]
-    texts = [event.value for event in signs]
-    out = []
-    # Of sequences in which a thing comes twice, `_each` leaves out what follows it.
-    for words, subject, shown in ((said, "What happens", events), (texts, "Which sign is", signs)):
-        join = ": " if subject == "What happens" else " "
-        ordered = list(itertools.pairwise(words))
-        if len(words) > 1:
-            again = collections.Counter(words)
-            forth = [(a, b) for a, b in ordered if again[a] == 1]
-            back = [(b, a) for a, b in ordered if again[b] == 1]
-            out.append((f"{subject} right after each?", _each(forth, rng, join)))
-            out.append((f"{subject} right before each?", _each(back, rng, join)))
-        if words:
-            times = [
-                (word, window(event.middle_s)) for word, event in zip(words, shown, strict=True)
-            ]
-            asked = "When does each happen?" if join == ": " else "When is each sign shown?"
-            out.append((asked, _each(times, rng, join)))
-    if scene.shapes:
-        looks = [(thing.name, thing.colour) for thing in scene.shapes]
-        out.append(("Which colour is each at first?", _each(looks, rng)))
-    done = collections.Counter(
-        f"{scene.things[event.thing].name} {event.kind}" for event in scene.of_kind(*VERBS)
-    )
-    if done:
-        counts = [(name, str(count)) for name, count in done.items()]
-        out.append(("How many times does each do it?", _each(counts, rng, ": ")))
-    sides = [(f"{a.name} from {b.name}", side) for a, b, side in sides_at_end(scene)]
-    if sides:
-        drawn = [sides[i] for i in rng.permutation(len(sides))[:6]]
-        out.append(("At the end, where is each from each?", _each(drawn, rng, ": ")))
-    stays = [(thing.name, stay_s(scene, thing.id)) for thing in scene.shapes]
-    seconds = [(name, f"{stay}") for name, stay in stays if stay is not None]
-    if seconds:
-        out.append(("How many seconds is each in view?", _each(seconds, rng)))
-    return out
 
 
 def scene_drill(

@@ -27,12 +27,13 @@ import numpy as np
 from PIL import Image
 
 from apollo.runtime import num_available_cores, progress
-from apollo.world import corpus, language
+from apollo.world import corpus, drills, language
+from apollo.world.listing import everything
 from apollo.world.questions import FAMILIES, Question, ask_all
 from apollo.world.render import frame, write_video
 from apollo.world.scene import SPLITS, make_scene
 
-VERSION = 3
+VERSION = 4
 """Of the world's rules; a change of scenes, pixels or words raises it."""
 IMAGES_PER_VIDEO = 2
 QUESTIONS_PER_VIDEO = 5
@@ -137,7 +138,16 @@ def _make_one(
     order = [int(i) for i in rng.permutation(len(pictures))[: int(rng.integers(2, 4))]]
     conversations: dict[str, list[list]] = {
         "video": [
-            corpus.about_video(scene, ask_all(scene, rng), rng, header, spans, list_share=0.15)
+            corpus.about_video(
+                scene,
+                ask_all(scene, rng),
+                rng,
+                header,
+                spans,
+                max_turns=10,
+                requests=everything(scene, spans, rng),
+                request_share=0.35,
+            )
             for _ in range(CONVERSATIONS_PER_VIDEO)
         ],
         "captions_video": [],
@@ -152,10 +162,13 @@ def _make_one(
         "multi_image": [
             corpus.about_images([pictures[i] for i in order], rng, [shown[i] for i in order])
         ],
-        "text": [corpus.text_sample(seed, index, split)],
+        "text": [(corpus.text_sample, drills.scene_drill)[index % 2](seed, index, split)],
     }
     if len(spans) <= CAPTION_CLIPS:
-        conversations["captions_video"] = [corpus.captions_of_video(scene, rng, header, spans)]
+        requests = everything(scene, spans, rng)
+        conversations["captions_video"] = [
+            corpus.captions_of_video(scene, rng, header, spans, requests)
+        ]
     lines: dict[str, list[dict]] = {
         name: [
             {
