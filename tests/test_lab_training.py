@@ -171,7 +171,7 @@ def test_identity_is_of_what_decides_the_outcome(lab):
     others = [
         tiny(lab, settings=settings(lab, **{"model.frames_per_clip": 2})),
         tiny(lab, settings=settings(lab, **{"loop.mixed_precision": "no"})),
-        tiny(lab, settings=settings(lab, sampling="uniform")),
+        tiny(lab, settings=settings(lab, **{"model.sampling": "uniform"})),
         tiny(lab, seeds=(1,)),
         tiny(lab, questions="others"),
         tiny(lab, asking={"video": Asking(condition="text")}),
@@ -197,7 +197,7 @@ def test_wrong_settings_and_recipes_are_named(lab):
 def test_a_study_is_trained_asked_and_shares_its_features(lab, tmp_path):
     study = tiny(
         lab,
-        axes={"training": {"2 fps": {}, "4 frames": {"sampling": "uniform"}}},
+        axes={"training": {"2 fps": {}, "4 frames": {"model.sampling": "uniform"}}},
         asking={
             "as trained": Asking(),
             "uniform": Asking(sampling="uniform", max_clips=1),

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Settings = Mapping[str, Any]
-"""Dotted path -> value, as "model.tokens_per_clip": 8. Two are no settings of a recipe: "recipe",
-another recipe to start from, and "sampling", a key of `apollo.video.SAMPLERS` to train with."""
+"""Dotted path -> value, as "model.tokens_per_clip": 8. One is no setting of a recipe: "recipe",
+another recipe to start from."""
 
 Scale = Literal["micro", "paper"]
 """"micro" runs on a laptop, "paper" is the paper's own size."""
@@ -164,11 +164,10 @@ class Point:
 
     def overrides(self) -> list[str]:
         """Its settings as `apollo.config.apply_overrides` takes them; JSON is YAML, too."""
-        special = ("recipe", "sampling")
         changed = [
             f"{path}={json.dumps(value)}"
             for path, value in self.settings.items()
-            if path not in special
+            if path != "recipe"
         ]
         return [*changed, f"loop.seed={self.seed}"]
 

@@ -56,7 +56,7 @@ def sampling(scale: Scale) -> Study:
     stages = (0, 1) if scale == "micro" else (0, 1, 2)
     uniform: dict[str, Settings] = {
         f"{number} frames": {
-            "sampling": "uniform",
+            "model.sampling": "uniform",
             **{f"stages.{stage}.max_clips": number // 4 for stage in stages},
         }
         for number in numbers

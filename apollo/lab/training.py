@@ -28,9 +28,8 @@ from apollo.eval.benchmarks import BENCHMARKS, read_benchmark
 from apollo.eval.runner import evaluate, recognise
 from apollo.lab.spec import Asking, Point, Study
 from apollo.model import ApolloProcessor
-from apollo.runtime import read_jsonl, set_seed
-from apollo.train.joining import join_parts
-from apollo.train.recipes import RECIPES, ModelSettings, TrainConfig
+from apollo.runtime import read_jsonl
+from apollo.train.recipes import RECIPES, TrainConfig
 from apollo.train.run import train
 
 NOT_OUTCOME = ("out_dir", "feature_cache_dir", "video_time_limit_s")
@@ -60,7 +59,6 @@ def identity(study: Study, point: Point) -> str:
     asked = {name: _changed(asking) for name, asking in sorted(study.asking.items())}
     whole = {
         "config": outcome,
-        "sampling": point.settings.get("sampling", ""),
         "questions": study.questions,
         "asking": asked,
     }
@@ -96,8 +94,7 @@ def run(study: Study, point: Point, folder: Path) -> Mapping[str, Any]:
     """
     started = time.monotonic()
     config = replace(resolve(study, point), out_dir=folder / "train")
-    trained_from = _with_sampling(config, point.settings.get("sampling", ""), folder)
-    model_dir = _train(trained_from, torch.cuda.device_count())
+    model_dir = _train(config, torch.cuda.device_count())
     train_s = time.monotonic() - started
     metrics: dict[str, float] = {}
     for name, asking in study.asking.items():
@@ -129,25 +126,6 @@ def _train(config: TrainConfig, num_gpus: int) -> Path:
     if done.returncode:
         raise RuntimeError(f"training on {num_gpus} GPUs ended with code {done.returncode}")
     return config.out_dir / "model"
-
-
-def _with_sampling(config: TrainConfig, sampling: str, folder: Path) -> TrainConfig:
-    """Train with another sampling: recipes have no such setting, but a model to start from has.
-
-    The parts are joined here, with the weights that the recipe's seed gives the connector, and
-    saved with a processor that samples so.
-    """
-    if not sampling:
-        return config
-    start = folder / "start"
-    if not (start / "done").exists():
-        set_seed(config.loop.seed)
-        model, processor = join_parts(config.model, config.stages[-1].max_clips)
-        processor.sampling = sampling
-        model.save_pretrained(start)
-        processor.save_pretrained(start)
-        (start / "done").touch()
-    return replace(config, model=ModelSettings(start=str(start), note=config.model.note))
 
 
 def _ask(
@@ -221,8 +199,7 @@ def calibrate(study: Study, point: Point, folder: Path) -> dict[str, float]:
     )
     cached = _num_features(config)
     started = time.monotonic()
-    trained_from = _with_sampling(config, point.settings.get("sampling", ""), folder)
-    model_dir = _train(trained_from, torch.cuda.device_count())
+    model_dir = _train(config, torch.cuda.device_count())
     train_s = time.monotonic() - started
     rates, steps_s = _step_times(config, whole.stages)
     new, rest_s = _num_features(config) - cached, train_s - steps_s

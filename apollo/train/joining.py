@@ -55,7 +55,10 @@ def join_parts(
     except OSError as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise ValueError(f"cannot load a part of the model: {reason}") from error
-    return model, ApolloProcessor.from_config(model.config, tokenizer, max_clips)
+    processor = ApolloProcessor.from_config(
+        model.config, tokenizer, max_clips, sampling=settings.sampling
+    )
+    return model, processor
 
 
 def model_config(settings: ModelSettings) -> ApolloConfig:

@@ -38,6 +38,7 @@ class ModelSettings:
         frames_per_clip: Frames in a clip.
         clip_duration_s: Seconds that a clip covers.
         token_integration: How clip tokens stand in the text (paper, Table 2).
+        sampling: How videos are sampled, in training and after (`apollo list samplings`).
         note: What the finished model says about itself to its users.
     """
 
@@ -51,6 +52,7 @@ class ModelSettings:
     token_integration: Literal["none", "start_end", "timestamps", "timestamps_start_end"] = (
         "timestamps"
     )
+    sampling: Literal["fps", "uniform"] = "fps"
     note: str = ""
 
     def __post_init__(self) -> None:
