@@ -7,14 +7,14 @@ cd "$(dirname "$0")/.."
 apollo=${APOLLO:-.venv/bin/apollo}
 resume() { [ -e "$1" ] && echo --resume || true; }
 
-for part in llm siglip internvideo2; do
+for part in llm-3m siglip internvideo2; do
   [ -e "runs/parts/$part/model" ] || $apollo part "$part" --out "runs/parts/$part" --seed 0 $(resume "runs/parts/$part")
 done
 [ -e runs/world/world.json ] || { rm -rf runs/world; $apollo world make runs/world --num-videos 5000 --seed 0; }
 [ -e runs/held_out/world.json ] || { rm -rf runs/held_out; $apollo world make runs/held_out --num-videos 450 --seed 1 --split test; }
 if [ -e runs/micro ]; then $apollo train --resume --out runs/micro; else
   $apollo train micro --out runs/micro --set data_dir=runs/world feature_cache_dir=runs/features \
-    model.encoders='[runs/parts/siglip/model, runs/parts/internvideo2/model]' model.llm=runs/parts/llm/model
+    model.encoders='[runs/parts/siglip/model, runs/parts/internvideo2/model]' model.llm=runs/parts/llm-3m/model
 fi
 .venv/bin/python scripts/ship_micro.py
 $apollo eval apollo/assets/micro --data runs/held_out --condition video frame text --out runs/eval_micro

@@ -17,7 +17,7 @@ make() { # NAME LLM SETTING...
   if [ -e "$run" ]; then $apollo train --resume --out "$run"; else
     # Encoders that are never trained give all models the same features, which are kept.
     $apollo train micro --out "$run" --set data_dir=runs/world feature_cache_dir=runs/features "model.encoders=[$image, $video]" \
-      "model.llm=$part/model" stages.0.steps=500 stages.1.steps=200 stages.1.learning_rates.encoders=0 stages.2.steps=1000 "${@:3}"
+      "model.llm=$part/model" stages.0.steps=500 stages.1.steps=1500 stages.1.learning_rates.encoders=0 stages.1.learning_rates.connector=4e-3 stages.2.steps=1500 "${@:3}"
   fi
   for seed in 2 3; do
     $apollo eval "$run/model" --data "runs/pool/world_$seed" --condition video frame text --out "runs/pool/answers_$seed/$name"
@@ -28,7 +28,7 @@ for seed in 2 3; do
   world=runs/pool/world_$seed
   [ -e "$world/world.json" ] || { rm -rf "$world"; $apollo world make "$world" --num-videos 1750 --seed "$seed" --split test; }
 done
-few="stages.0.steps=150 stages.1.steps=50 stages.2.steps=250"
+few="stages.0.steps=150 stages.1.steps=400 stages.2.steps=400"
 make 3m 3m
 make 3m_image 3m "model.encoders=[$image]"
 make 3m_few 3m $few

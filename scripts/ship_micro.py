@@ -23,7 +23,7 @@ from apollo.runtime import environment, read_jsonl
 
 ASSETS = Path("apollo/assets")
 LOADERS = {
-    "parts/llm": (AutoModelForCausalLM, Path("runs/parts/llm")),
+    "parts/llm": (AutoModelForCausalLM, Path("runs/parts/llm-3m")),
     "parts/siglip": (AutoModel, Path("runs/parts/siglip")),
     "parts/internvideo2": (AutoModel, Path("runs/parts/internvideo2")),
     "micro": (AutoModelForImageTextToText, Path("runs/micro")),

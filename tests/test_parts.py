@@ -192,10 +192,6 @@ def test_a_word_starts_alike_with_and_without_its_space(tokenizer):
     assert similarity(spaced, bare, dim=0) > 0.5 > similarity(spaced, other, dim=0)
 
 
-def test_the_part_of_the_recipe_is_a_rung_of_the_ladder():
-    assert parts.PARTS["llm"] == parts.PARTS["llm-3m"]
-
-
 @pytest.fixture(scope="module")
 def asked(tokenizer):
     return llm_part.transcript_questions(tokenizer, seed=0, per_family=2)
@@ -517,4 +513,4 @@ def test_the_command_leaves_a_part(tmp_path, capsys):
 
 def test_an_unknown_part_is_one_clear_line(tmp_path, capsys):
     assert main(["part", "nose", "--out", str(tmp_path / "x")]) == 2
-    assert "no part 'nose'; there are: llm, llm-0.3m, " in capsys.readouterr().err
+    assert "no part 'nose'; there are: llm-0.3m, " in capsys.readouterr().err

@@ -52,11 +52,7 @@ LADDER = {
 """Shapes of language models, named by their parameters."""
 
 PARTS: dict[str, Part] = {
-    "llm": Part(train_language_model, LADDER["llm-3m"], 9600),
-    "llm-0.3m": Part(train_language_model, LADDER["llm-0.3m"], 9600),
-    "llm-1m": Part(train_language_model, LADDER["llm-1m"], 9600),
-    "llm-3m": Part(train_language_model, LADDER["llm-3m"], 9600),
-    "llm-10m": Part(train_language_model, LADDER["llm-10m"], 9600),
+    **{name: Part(train_language_model, shape, 9600) for name, shape in LADDER.items()},
     "siglip": Part(train_siglip, SMALL, 1800),
     "siglip-large": Part(train_siglip, LARGE, 1800),
     "dinov2": Part(train_dinov2, SMALL, 3600),
