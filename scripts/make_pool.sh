@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train a dozen micro models that differ in size, encoders, connector, steps and seed, and let each answer two pools of
 # questions with the video, with one frame and from the text: what curation is measured on (benchmarks/curation.py).
-# Some twelve hours of two cores after make_micro.sh; run again after a stop, it goes on where it was. Names as arguments
+# Many hours on two cores, after make_micro.sh; run again after a stop, it goes on where it was. Names as arguments
 # make these models alone, so that several can be made side by side.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -93,22 +93,20 @@ def each_of(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
     said = [event_text(scene, event) for event in events]
     texts = [event.value for event in signs]
     out = []
-    # Of sequences in which a thing comes twice, `each` leaves out what follows it.
-    for words, subject, shown in ((said, "What happens", events), (texts, "Which sign is", signs)):
-        join = ": " if subject == "What happens" else " "
-        ordered = list(itertools.pairwise(words))
+    for words, shown, what, when, join in (
+        (said, events, "What happens", "When does each happen?", ": "),
+        (texts, signs, "Which sign is", "When is each sign shown?", " "),
+    ):
         if len(words) > 1:
-            again = collections.Counter(words)
+            # After which of the two, where a thing comes twice? That is not asked.
+            again, ordered = collections.Counter(words), list(itertools.pairwise(words))
             forth = [(a, b) for a, b in ordered if again[a] == 1]
             back = [(b, a) for a, b in ordered if again[b] == 1]
-            out.append((f"{subject} right after each?", each(forth, rng, join)))
-            out.append((f"{subject} right before each?", each(back, rng, join)))
+            out.append((f"{what} right after each?", each(forth, rng, join)))
+            out.append((f"{what} right before each?", each(back, rng, join)))
         if words:
-            times = [
-                (word, window(event.middle_s)) for word, event in zip(words, shown, strict=True)
-            ]
-            asked = "When does each happen?" if join == ": " else "When is each sign shown?"
-            out.append((asked, each(times, rng, join)))
+            times = [window(event.middle_s) for event in shown]
+            out.append((when, each(list(zip(words, times, strict=True)), rng, join)))
     if scene.shapes:
         looks = [(thing.name, thing.colour) for thing in scene.shapes]
         out.append(("Which colour is each at first?", each(looks, rng)))
