@@ -103,11 +103,12 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, capfd, number, code):
 
 
 def train_in_a_group(run_dir: Path, number: int) -> None:
-    """What a child process runs: its loader signals the whole process group."""
+    """What a child process runs: its loader signals the whole process group, and itself."""
 
     def batch_at(i: int):
         if i == 2:
             os.killpg(os.getpgid(os.getppid()), number)
+            os.kill(os.getpid(), number)
         return rows(i * 4, 4)
 
     os.setpgid(0, 0)
@@ -116,7 +117,7 @@ def train_in_a_group(run_dir: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_process_group_ends_the_run_after_its_step(tmp_path, number):
+def test_a_signal_to_all_processes_ends_the_run_after_its_step(tmp_path, number):
     child = CHILDREN.Process(target=train_in_a_group, args=(tmp_path / "stopped", number))
     child.start()
     child.join(60)

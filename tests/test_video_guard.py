@@ -191,6 +191,12 @@ def test_a_crash_costs_one_file(loader, short_video, number, text):
     assert len(loader.load(short_video.path, TWO_CLIPS).frames) == 1
 
 
+def test_a_signal_to_all_of_a_run_leaves_the_process_to_its_owner(loader):
+    pid = loader.run(process_id, "a")
+    os.kill(pid, signal.SIGTERM)
+    assert loader.run(process_id, "b") == pid
+
+
 def test_a_process_lost_between_files_is_replaced_quietly(loader, short_video):
     pid = loader.run(process_id, "a")
     os.kill(pid, signal.SIGKILL)

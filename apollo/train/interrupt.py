@@ -65,11 +65,21 @@ class StopRequest:
 
 
 def leave_signals_to_parent(_: int) -> None:
-    """Take a process that loads batches out of the group that Ctrl-C, `timeout` and Slurm signal.
+    """Let a process that loads batches outlive signals to all: Ctrl-C, `timeout`, Slurm, `pkill`.
 
-    A loop whose loader dies cannot finish its step. torch ends the loader with its parent.
+    A loop whose loader dies cannot finish its step. torch ends the loader with its parent, and when
+    that sends it SIGTERM. On macOS only signals to the whole process group are kept from it.
     """
     os.setpgid(0, 0)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextmanager

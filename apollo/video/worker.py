@@ -136,6 +136,7 @@ def _signal_name(exit_code: int) -> str:
 
 def serve(time_limit_s: float, memory_limit_bytes: int) -> None:
     """Answer requests until the other end closes: the whole life of the worker process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of a run, it is for the owner
     requests = open(os.dup(0), "rb", buffering=0)
     replies = open(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what native code prints must not fall among the replies
