@@ -102,29 +102,6 @@ def num_available_cores() -> int:
     return os.cpu_count() or 1
 
 
-@contextmanager
-def short_attention() -> Iterator[None]:
-    """On a CPU, compute attention as two plain matrix products and a softmax.
-
-    For bfloat16 and the short rows of the micro models torch's fused CPU attention takes up to
-    seven times as long (`benchmarks/attention.py`); its merit is memory, which grows with the
-    square of the length here. GPUs keep what they have.
-    """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    if torch.cuda.is_available():
-        yield
-        return
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # or it computes in float32
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
-
-
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory in the process instead of returning it to the system.
 

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/attention.py
 
 Forward and backward, the two ways in turn, medians. Writes benchmarks/results/attention.json; the
-reason for `apollo.runtime.short_attention`.
+reason for `apollo.train.short_attention`.
 """
 
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from apollo.runtime import environment, short_attention
+from apollo.runtime import environment
+from apollo.train.short_attention import short_attention
 
 RESULT = Path(__file__).parent / "results" / "attention.json"
 SHAPES = {

@@ -43,10 +43,11 @@ from apollo.data.readers import open_sources
 from apollo.media import sampling_of
 from apollo.model import ApolloConfig, ApolloForConditionalGeneration, ApolloProcessor
 from apollo.model.segments import use_packed_attention
-from apollo.runtime import environment, keep_freed_memory, short_attention
+from apollo.runtime import environment, keep_freed_memory
 from apollo.train.joining import join_parts
 from apollo.train.optim import build_optimizer
 from apollo.train.recipes import Stage, TrainConfig, micro
+from apollo.train.short_attention import short_attention
 from apollo.train.trainer import count_items, count_tokens
 from apollo.world.make import make_world
 

@@ -49,7 +49,6 @@ from apollo.model import (
     InternVideo2Model,
 )
 from apollo.model.configuration import ConnectorSettings
-from apollo.runtime import short_attention
 from apollo.train import checkpoint as checkpoint_module
 from apollo.train.checkpoint import TrainState, latest_checkpoint, list_checkpoints, save_checkpoint
 from apollo.train.curves import read_log
@@ -57,6 +56,7 @@ from apollo.train.optim import build_optimizer, parts_of, schedule_factor, set_l
 from apollo.train.recipes import RECIPES, ModelSettings, Stage, TrainConfig
 from apollo.train.run import join_parts, main
 from apollo.train.run import train as train_recipe
+from apollo.train.short_attention import short_attention
 from apollo.train.trainer import DivergedError, LoopSettings, count_items
 from apollo.video import ClipSampling, open_video
 
@@ -237,19 +237,26 @@ def test_decay_spares_norms_and_biases():
     }
 
 
-def test_short_attention_agrees_with_the_fused_one_and_leaves_no_trace():
-    inputs = [torch.randn(2, 3, 20, 16) for _ in range(3)]
+def test_short_attention_agrees_with_the_fused_one():
+    inputs = [torch.randn(2, 3, 20, 16, requires_grad=True) for _ in range(3)]
     mask = torch.rand(2, 1, 20, 20) > 0.3
     mask |= torch.eye(20, dtype=torch.bool)
+    added = torch.randn(20, 20)
     attend = torch.nn.functional.scaled_dot_product_attention
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    for options in ({"is_causal": True}, {"attn_mask": mask}, {}):
+    for options in ({"is_causal": True}, {"attn_mask": mask}, {"attn_mask": added}, {"scale": 0.3}):
         expected = attend(*inputs, **options)
+        gradients = torch.autograd.grad(expected.sum(), inputs)
         with short_attention():
-            torch.testing.assert_close(attend(*inputs, **options), expected, atol=1e-5, rtol=0)
-            half = attend(*(x.bfloat16() for x in inputs), **options)
+            found = attend(*inputs, **options)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            for mine, theirs in zip(
+                torch.autograd.grad(found.sum(), inputs), gradients, strict=True
+            ):
+                torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+            with torch.autocast("cpu", torch.bfloat16):
+                half = attend(*inputs, **options)
+        assert half.dtype == torch.bfloat16
         torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0)
-    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
 
 
 def test_muon_takes_hidden_matrices_alone():

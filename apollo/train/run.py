@@ -35,13 +35,14 @@ from apollo.media import sampling_of
 from apollo.model.modeling import ApolloForConditionalGeneration
 from apollo.model.processing import ApolloProcessor
 from apollo.model.segments import use_packed_attention
-from apollo.runtime import make_run_dir, progress, set_seed, short_attention
+from apollo.runtime import make_run_dir, progress, set_seed
 from apollo.train.checkpoint import latest_checkpoint
 from apollo.train.joining import join_parts
 from apollo.train.lora import add_lora, merge_lora, save_lora
 from apollo.train.optim import check_learning_rates
 from apollo.train.recipes import RECIPES, Stage, TrainConfig
 from apollo.train.scale import join_processes
+from apollo.train.short_attention import short_attention
 from apollo.train.trainer import AUTOCAST, LoopSettings, run_stage
 from apollo.video import GuardedLoader
 

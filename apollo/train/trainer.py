@@ -27,7 +27,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from apollo.runtime import keep_freed_memory, set_seed, short_attention
+from apollo.runtime import keep_freed_memory, set_seed
 from apollo.train.checkpoint import (
     Checkpoint,
     TrainState,
@@ -56,6 +56,7 @@ from apollo.train.scale import (
     spread,
     sum_over_ranks,
 )
+from apollo.train.short_attention import short_attention
 
 Batch = Mapping[str, Any]
 """What the model takes: `input_ids`, `labels` (-100: not supervised) and so on; tensors, lists."""
@@ -203,7 +204,8 @@ def run_stage(
         _FailedStep(schedule.name, run_dir) as at,
         recomputed(model, loop.gradient_checkpointing),
         _frozen(model, parts, rates_of_parts),
-        short_attention(),
+        # What is recomputed in the backward pass does not see it.
+        nullcontext() if loop.gradient_checkpointing else short_attention(),
     ):
         state, checkpoint = _find_start(model, run_dir, stage_index, resume)
         if state.step >= schedule.steps:
