@@ -1,6 +1,6 @@
 """What the language models answer from transcripts of held-out scenes, size by size.
 
-    python benchmarks/ladder.py [--parts runs/parts] [--per-family 60]
+    python benchmarks/ladder.py [--per-family 60]
 
 A video model cannot reach more than its LLM does when everything seen is written down for it. The
 questions need frames; each is asked of a full transcript, with four options, whose likeliest is the
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from apollo.runtime import environment
+from apollo.train.joining import load_tokenizer
 from apollo.train.llm_part import TranscriptQuestion, option_scores, transcript_questions
+from apollo.train.recipes import PARTS_DIR
 
 RESULT = Path(__file__).parent / "results" / "ladder.json"
 NUM_DRAWS = 2000
@@ -48,13 +50,12 @@ def macro(right: dict[str, np.ndarray]) -> dict[str, float]:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", type=Path, default=Path("runs/parts"))
     parser.add_argument("--names", nargs="+", default=["llm-0.3m", "llm-1m", "llm-3m", "llm-10m"])
     parser.add_argument("--per-family", type=int, default=60)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
-    folders = [args.parts / name / "model" for name in args.names]
-    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    folders = [PARTS_DIR / name for name in args.names]
+    tokenizer = load_tokenizer(str(folders[0]))
     questions = transcript_questions(tokenizer, 0, args.per_family)
     found = {}
     with torch.inference_mode():

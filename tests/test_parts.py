@@ -9,13 +9,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from apollo.cli import main
 from apollo.model.configuration import ConnectorSettings
 from apollo.model.encoders import ENCODERS, grid, preprocessing
 from apollo.train import encoder_parts, llm_part, parts, self_supervised
-from apollo.train.joining import join_parts
+from apollo.train.joining import join_parts, load_tokenizer
 from apollo.train.log import read_log
 from apollo.train.recipes import ModelSettings
 from apollo.train.trainer import run_stage
@@ -483,7 +483,7 @@ def join(name, folder, tokenizer, other):
     if name.startswith("llm"):
         encoder_parts.siglip(64, 2).save_pretrained(other)
         encoder, llm = other, folder
-        assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+        assert load_tokenizer(str(folder)).eos_token == "<|im_end|>"
     else:
         llm_part.language_model(tokenizer, 64, 2, 32).save_pretrained(other)
         tokenizer.save_pretrained(other)
@@ -497,6 +497,18 @@ def join(name, folder, tokenizer, other):
     model, processor = join_parts(settings, max_clips=8)
     kind = ENCODERS[model.config.encoders[0].model_type]
     assert isinstance(model.model.encoders[0], kind.model_class)
+    model.save_pretrained(other.with_name("joined"))
+    processor.save_pretrained(other.with_name("joined"))
+    text = "00:04-00:06: heart moves up. 00:12"
+    taught = tokenizer.encode(text)
+    assert [tokenizer.decode(i) for i in (taught[0], taught[-1])] == ["00:04", "00:12"]
+    saved = AutoProcessor.from_pretrained(other.with_name("joined")).tokenizer
+    for found in (
+        processor.tokenizer,
+        saved,
+        AutoTokenizer.from_pretrained(other.with_name("joined")),
+    ):
+        assert found.encode(text) == taught
     frames = torch.randint(0, 256, (1, 4, 3, 64, 64), dtype=torch.uint8)
     tokens = model.model.connect(model.model.encode([frames]))
     assert tokens.shape == (1, 4, model.config.text_config.hidden_size)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from apollo.chat import find_model, load_model
 from apollo.model import ApolloConfig, ApolloForConditionalGeneration, ApolloProcessor
@@ -22,6 +23,9 @@ from apollo.model.configuration import ENCODER_CONFIGS, InternVideo2Config
 from apollo.model.internvideo2 import InternVideo2Model
 from apollo.train.published import PUBLISHED
 from apollo.train.recipes import INTERNVIDEO2, ModelSettings
+
+PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""What transformers calls a tokenizer that is all in its tokenizer.json."""
 
 
 def join_parts(
@@ -44,7 +48,7 @@ def join_parts(
         return model, processor
     names = [_find_part(name) for name in (*settings.encoders, settings.llm)]
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(names[-1])
+        tokenizer = load_tokenizer(names[-1])
         model = ApolloForConditionalGeneration.from_parts(
             encoders=[_load_encoder(name) for name in names[:-1]],
             llm=names[-1],
@@ -59,6 +63,18 @@ def join_parts(
         model.config, tokenizer, max_clips, sampling=settings.sampling
     )
     return model, processor
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of an LLM as the folder or hub id has it.
+
+    AutoTokenizer gives every model of type qwen2 Qwen2's own way to cut text into pieces, even
+    where the files have another and say that they are plain: an LLM would then read tokens that it
+    has never been taught.
+    """
+    if get_tokenizer_config(name).get("tokenizer_class") in PLAIN_TOKENIZERS:
+        return PreTrainedTokenizerFast.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name)
 
 
 def model_config(settings: ModelSettings) -> ApolloConfig:
