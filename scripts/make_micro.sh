@@ -7,15 +7,17 @@ cd "$(dirname "$0")/.."
 apollo=${APOLLO:-.venv/bin/apollo}
 resume() { [ -e "$1" ] && echo --resume || true; }
 
-for part in llm-3m siglip internvideo2; do
+ship=".venv/bin/python scripts/ship.py"
+
+for part in siglip internvideo2 llm-1m; do
   [ -e "runs/parts/$part/model" ] || $apollo part "$part" --out "runs/parts/$part" --seed 0 $(resume "runs/parts/$part")
+  $ship "$part"
 done
 [ -e runs/world/world.json ] || { rm -rf runs/world; $apollo world make runs/world --num-videos 5000 --seed 0; }
 [ -e runs/held_out/world.json ] || { rm -rf runs/held_out; $apollo world make runs/held_out --num-videos 450 --seed 1 --split test; }
 if [ -e runs/micro ]; then $apollo train --resume --out runs/micro; else
-  $apollo train micro --out runs/micro --set data_dir=runs/world feature_cache_dir=runs/features \
-    model.encoders='[runs/parts/siglip/model, runs/parts/internvideo2/model]' model.llm=runs/parts/llm-3m/model
+  $apollo train micro --out runs/micro --set data_dir=runs/world feature_cache_dir=runs/features
 fi
-.venv/bin/python scripts/ship_micro.py
+$ship micro
 $apollo eval apollo/assets/micro --data runs/held_out --condition video frame text --out runs/eval_micro
 .venv/bin/python scripts/readme_table.py runs/eval_micro

@@ -7,17 +7,21 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 apollo=${APOLLO:-.venv/bin/apollo}
 resume() { [ -e "$1" ] && echo --resume || true; }
-image=runs/parts/siglip/model video=runs/parts/internvideo2/model
+parts=apollo/assets/parts
+image=$parts/siglip video=$parts/internvideo2
 only=" $* "
 
 make() { # NAME LLM SETTING...
-  local name=$1 part=runs/parts/llm-$2 run=runs/pool/$1
+  local name=$1 llm=llm-$2 run=runs/pool/$1
   [[ $only = "  " || $only = *" $name "* ]] || return 0
-  [ -e "$part/model" ] || $apollo part "llm-$2" --out "$part" --seed 0 $(resume "$part")
+  if [ ! -e "$parts/$llm" ]; then
+    $apollo part "$llm" --out "runs/parts/$llm" --seed 0 $(resume "runs/parts/$llm")
+    .venv/bin/python scripts/ship.py "$llm"
+  fi
   if [ -e "$run" ]; then $apollo train --resume --out "$run"; else
     # Encoders that are never trained give all models the same features, which are kept.
     $apollo train micro --out "$run" --set data_dir=runs/world feature_cache_dir=runs/features "model.encoders=[$image, $video]" \
-      "model.llm=$part/model" stages.0.steps=500 stages.1.steps=1500 stages.1.learning_rates.encoders=0 stages.1.learning_rates.connector=4e-3 stages.2.steps=1500 "${@:3}"
+      "model.llm=$parts/$llm" stages.0.steps=500 stages.1.steps=1500 stages.1.learning_rates.encoders=0 stages.1.learning_rates.connector=4e-3 stages.2.steps=1500 "${@:3}"
   fi
   for seed in 2 3; do
     $apollo eval "$run/model" --data "runs/pool/world_$seed" --condition video frame text --out "runs/pool/answers_$seed/$name"

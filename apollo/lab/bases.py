@@ -18,7 +18,9 @@ Rates = tuple[float, float, float]  # encoders, connector, LLM
 # ---- the micro scale
 
 LAB = "runs/lab"
-"""Folder of parts, worlds and features of the micro studies."""
+"""Folder of worlds and features of the micro studies."""
+PARTS = "apollo/assets/parts"
+"""The shipped micro parts, in a checkout; relative, because it is part of a point's identity."""
 TOTAL_STEPS, EARLY_STEPS, BATCH_SIZE, MAX_CLIPS = 480, 80, 16, 24
 """Steps of a training, and of each stage of it in which the LLM is frozen."""
 SFT_SHARES = {"text": 14.4, "image": 33.0, "multi_image": 16.6, "video": 36.0}
@@ -62,7 +64,7 @@ CAPTIONS = [{"path": "captions_video.jsonl", "type": "video"}]
 
 def part(name: str) -> str:
     """Where a micro part lies."""
-    return f"{LAB}/parts/{name}/model"
+    return f"{PARTS}/{name}"
 
 
 def micro_sources(shares: Mapping[str, float]) -> list[dict[str, Any]]:

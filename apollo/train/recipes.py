@@ -176,7 +176,7 @@ def micro() -> TrainConfig:
     return TrainConfig(
         model=ModelSettings(
             encoders=[str(PARTS_DIR / "siglip"), str(PARTS_DIR / "internvideo2")],
-            llm=str(PARTS_DIR / "llm"),
+            llm=str(PARTS_DIR / "llm-0.3m"),
             connector=ConnectorSettings(depth=2, num_heads=4, num_key_value_heads=2, head_dim=48),
             tokens_per_clip=12,
             note="A micro model: it knows only the micro world of `apollo world`.",
