@@ -69,7 +69,7 @@ def make_study(folder: Path, encoders: Sequence[str], steps: int, max_clips: int
         about="Resamplers and tokens on frozen encoders.",
         settings={
             "model.encoders": list(encoders),
-            "model.llm": str(PARTS_DIR / "llm-0.3m"),
+            "model.llm": str(PARTS_DIR / "llm-1m"),
             "stages": [stage],
             "data_dir": str(folder / "world"),
             "loop.gradient_accumulation": 1,

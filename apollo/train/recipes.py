@@ -140,7 +140,7 @@ def micro() -> TrainConfig:
     align = Stage(
         name="align",
         optimizer="muon",
-        steps=400,
+        steps=1500,
         learning_rates={"encoders": 0.0, "connector": 4e-3, "llm": 0.0},
         sources=[
             Source(path="captions_image.jsonl", type="image", weight=50),
@@ -152,8 +152,8 @@ def micro() -> TrainConfig:
     vision = Stage(
         name="vision",
         optimizer="muon",
-        steps=350,
-        learning_rates={"encoders": 3e-4, "connector": 2e-3, "llm": 0.0},
+        steps=1000,
+        learning_rates={"encoders": 3e-4, "connector": 4e-3, "llm": 0.0},
         sources=[Source(path="captions_video.jsonl", type="video")],
         batch_size=16,
         max_clips=24,
@@ -161,7 +161,7 @@ def micro() -> TrainConfig:
     sft = Stage(
         name="sft",
         optimizer="muon",
-        steps=1300,
+        steps=2000,
         learning_rates={"encoders": 0.0, "connector": 1e-3, "llm": 7e-4},
         sources=[
             Source(path="text.jsonl", type="text", weight=14.4),
@@ -176,7 +176,7 @@ def micro() -> TrainConfig:
     return TrainConfig(
         model=ModelSettings(
             encoders=[str(PARTS_DIR / "siglip"), str(PARTS_DIR / "internvideo2")],
-            llm=str(PARTS_DIR / "llm-0.3m"),
+            llm=str(PARTS_DIR / "llm-1m"),
             connector=ConnectorSettings(depth=2, num_heads=4, num_key_value_heads=2, head_dim=48),
             tokens_per_clip=12,
             note="A micro model: it knows only the micro world of `apollo world`.",
