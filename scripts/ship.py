@@ -1,10 +1,10 @@
 """Put trained parts and the micro model into apollo/assets, in float16, with what made them.
 
-    python scripts/ship.py [siglip internvideo2 llm-1m micro ...]
+    python scripts/ship.py siglip internvideo2 llm-1m micro
 
-Parts are taken from runs/parts/NAME, the model from runs/micro; without names, those that the model
-is made of and itself. made.json has for each the SHA-256 of the weights, the machine, and the
-steps, last loss and seconds of each stage; logs, curves and configs lie in logs/NAME.
+Parts are taken from runs/parts/NAME, the model from runs/micro. made.json has for each the SHA-256
+of the weights, the machine, and the steps, last loss and seconds of each stage; logs, curves and
+configs lie in logs/NAME.
 """
 
 import hashlib
@@ -26,7 +26,6 @@ from apollo.runtime import environment, read_jsonl
 from apollo.train.joining import load_tokenizer
 
 ASSETS = Path("apollo/assets")
-ALL = ("siglip", "internvideo2", "llm-1m", "micro")
 
 
 def ship(name: str) -> dict:
@@ -63,7 +62,7 @@ def main() -> None:
     """Ship what is named."""
     file = ASSETS / "made.json"
     made = json.loads(file.read_text())
-    for name in sys.argv[1:] or ALL:
+    for name in sys.argv[1:]:
         made[name] = ship(name)
         file.write_text(json.dumps(made, indent=1) + "\n")
 
