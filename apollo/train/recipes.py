@@ -152,7 +152,7 @@ def micro() -> TrainConfig:
     vision = Stage(
         name="vision",
         optimizer="muon",
-        steps=1000,
+        steps=250,
         learning_rates={"encoders": 3e-4, "connector": 4e-3, "llm": 0.0},
         sources=[Source(path="captions_video.jsonl", type="video")],
         batch_size=16,
