@@ -309,5 +309,8 @@ def test_the_log_tells_no_contents(server, caplog):
     with caplog.at_level("INFO"):
         send(server, CHAT, ask("my secret question"))
         send(server, "/v1/files/file-0123456789abcdef?token=secret")
+        deadline = time.monotonic() + 10
+        while "/v1/files/" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)  # the line is written after the answer
     assert "/v1/files/file-..." in caplog.text
     assert "secret" not in caplog.text and "0123456789" not in caplog.text
