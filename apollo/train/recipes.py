@@ -161,13 +161,13 @@ def micro() -> TrainConfig:
     sft = Stage(
         name="sft",
         optimizer="muon",
-        steps=2000,
+        steps=3500,
         learning_rates={"encoders": 0.0, "connector": 1e-3, "llm": 7e-4},
         sources=[
-            Source(path="text.jsonl", type="text", weight=14.4),
-            Source(path="image.jsonl", type="image", weight=33.0),
-            Source(path="multi_image.jsonl", type="multi_image", weight=16.6),
-            Source(path="video.jsonl", type="video", weight=36.0),
+            Source(path="text.jsonl", type="text", weight=14),
+            Source(path="image.jsonl", type="image", weight=24),
+            Source(path="multi_image.jsonl", type="multi_image", weight=12),
+            Source(path="video.jsonl", type="video", weight=50),
         ],
         batch_size=32,
         max_clips=24,

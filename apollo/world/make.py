@@ -33,7 +33,7 @@ from apollo.world.questions import FAMILIES, Question, ask_all
 from apollo.world.render import frame, write_video
 from apollo.world.scene import SPLITS, make_scene
 
-VERSION = 4
+VERSION = 5
 """Of the world's rules; a change of scenes, pixels or words raises it."""
 IMAGES_PER_VIDEO = 2
 QUESTIONS_PER_VIDEO = 5
@@ -189,7 +189,8 @@ class _Chooser:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng, self.counts = rng, Counter({family: 0 for family in FAMILIES})
-        self.answers: Counter[tuple[str, str]] = Counter()
+        self.right: Counter[tuple[str, ...]] = Counter()
+        self.offered: Counter[tuple[str, ...]] = Counter()
         self.places: dict[str, np.ndarray] = {}
         sizes = Counter(info.needs for info in FAMILIES.values())
         self.weights = {
@@ -197,10 +198,12 @@ class _Chooser:
         }
 
     def is_common(self, question: Question) -> bool:
-        """Whether the answer is so far ahead of the family's others that it is a good guess."""
-        mine = [count for (family, _), count in self.answers.items() if family == question.family]
-        limit = 2 + 1.3 * sum(mine) / max(4, len(mine))
-        return self.answers[question.family, question.answer] > limit
+        """Whether options like the answer are so often right that they are a good guess."""
+        mine = question.kind(question.answer)
+        kinds = [kind for kind in self.right if kind[0] == question.family]
+        asked = sum(self.right[kind] for kind in kinds)
+        offered = sum(self.offered[kind] for kind in kinds)
+        return self.right[mine] > 2 + 1.2 * asked * self.offered[mine] / max(offered, 1)
 
     def choose(self, number: int, scene: dict, questions: list[Question]) -> list[dict]:
         """The rows of questions.jsonl for one video: those whose families are furthest behind."""
@@ -214,7 +217,8 @@ class _Chooser:
                 self.places[question.family] = self.rng.permutation(4)
             position = int(self.places[question.family][count % 4])
             self.counts[question.family] += 1
-            self.answers[question.family, question.answer] += 1
+            self.right[question.kind(question.answer)] += 1
+            self.offered.update(question.kind(option) for option in question.options(position))
             info = FAMILIES[question.family]
             rows.append(
                 {

@@ -74,6 +74,13 @@ class Question:
     wrong: list[str]
     query: dict[str, Any] = field(default_factory=dict)
 
+    def kind(self, option: str) -> tuple[str, ...]:
+        """What a guess knows of an option: itself; of an event only what is done, not by whom."""
+        if "event_" not in self.family or self.family == "event_when":
+            return (self.family, option)
+        done = "sign" if option.startswith("sign ") else option.split()[1]
+        return (self.family, self.query.get("which", ""), done)
+
     def options(self, position: int) -> list[str]:
         """The four options with the right one at this position."""
         out = list(self.wrong)
@@ -100,12 +107,15 @@ def _wrong(
     return [picked[i] for i in rng.permutation(3)]
 
 
-def _numbers(rng: np.random.Generator, answer: int, step: int = 1, most: int = 7) -> list[str]:
-    """Three other numbers of the pool step, 2 step, ..., most step.
+def _numbers(
+    rng: np.random.Generator, answer: int, step: int = 1, least: int = 1, most: int = 7
+) -> list[str]:
+    """Three other numbers of the pool least step, ..., most step, widened to hold the answer.
 
     The pool is the same for every answer: a window around the answer would give it away.
     """
-    pool = [k * step for k in range(1, max(most, answer // step + 1) + 1) if k * step != answer]
+    k = answer // step
+    pool = [i * step for i in range(min(least, k), max(most, k + 1) + 1) if i != k]
     return [str(pool[i]) for i in rng.permutation(len(pool))[:3]]
 
 
@@ -596,12 +606,15 @@ def event_ordinal(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     name = _choose(rng, ("first", "last"))
     answer = event_text(scene, events[0 if name == "first" else -1])
-    near = [event_text(scene, e) for e in events]
+    # What can hardly be the answer is not offered: it would leave fewer to guess from.
+    unfit = (" leaves", " splits") if name == "first" else (" appears",)
+    near = [text for e in events if not (text := event_text(scene, e)).endswith(unfit)]
+    pool = [text for text in _event_pool(scene, rng) if not text.endswith(unfit)]
     return Question(
         "event_ordinal",
         f"What happens {name}?",
         answer,
-        _wrong(rng, answer, near, _event_pool(scene, rng)),
+        _wrong(rng, answer, near, pool),
         {"which": name},
     )
 
@@ -727,7 +740,7 @@ def stay_duration(scene: Scene, rng: np.random.Generator) -> Question | None:
         "stay_duration",
         f"How many seconds is the {scene.things[thing].label} in view?",
         str(answer),
-        _numbers(rng, answer, step=2, most=10),
+        _numbers(rng, answer, step=2, least=3, most=10),
         {"thing": thing},
     )
 
