@@ -161,7 +161,7 @@ def micro() -> TrainConfig:
     sft = Stage(
         name="sft",
         optimizer="muon",
-        steps=3500,
+        steps=3000,
         learning_rates={"encoders": 0.0, "connector": 1e-3, "llm": 7e-4},
         sources=[
             Source(path="text.jsonl", type="text", weight=14),
