@@ -17,8 +17,8 @@ here, from the micro world; the questions are of the kinds that its model was tr
 
 Both are measured for two models. Of the micro model, whose LLM needs 4 ms for a token and whose
 answers have six of them, most of a request is HTTP and videos, which company does not make cheaper.
-`larger` has its encoders and an LLM of 15 M weights drawn at random, which writes 16 tokens of
-nonsense: the proportions of a useful model are further in that direction.
+`larger` has its encoders and an LLM of 15 M weights drawn at random, which writes 16 digits: the
+proportions of a useful model are further in that direction.
 
 Seconds of the processor (server and decoders together) are given too, for machines that are shared.
 Writes benchmarks/results/serve.json.
@@ -95,11 +95,14 @@ def make_larger(folder: Path) -> str:
     text.tie_word_embeddings = config.tie_word_embeddings = False
     torch.manual_seed(0)
     model = ApolloForConditionalGeneration(config)
-    with torch.no_grad():  # no placeholders or ends: their 0 is less than the best of two opposites
-        head = model.lm_head.weight
-        head[len(head) // 2 :] = -head[: len(head) // 2]
-        head[list(micro.processor.tokenizer.get_added_vocab().values())] = 0
-        head[micro.processor.tokenizer.all_special_ids] = 0
+    # It writes digits only, each of them the same token when the answer comes back as a turn; all
+    # else has 0, which is less than the best of two opposites.
+    digits = micro.processor.tokenizer.convert_tokens_to_ids(list("0123456789"))
+    with torch.no_grad():
+        head = torch.zeros_like(model.lm_head.weight)
+        head[digits[:5]] = model.lm_head.weight[digits[:5]]
+        head[digits[5:]] = -head[digits[:5]]
+        model.lm_head.weight.copy_(head)
     model.save_pretrained(folder)
     micro.processor.save_pretrained(folder)
     return str(folder)

@@ -41,7 +41,7 @@ def test_a_conversation_on_the_page(tmp_path, plain_video, width, height, monkey
     def two_letters(self, tokenizer, ids, is_last):
         return WORDS[2 * len(ids) - 2 : 2 * len(ids)], False
 
-    monkeypatch.setattr("apollo.serve.engine._Text.add", two_letters)
+    monkeypatch.setattr("apollo.serve.jobs.Text.add", two_letters)
     settings = Settings("micro", "sesame", longest_answer=-(-len(WORDS) // 2))
     data = base64.b64encode(plain_video.path.read_bytes()).decode()
     with (

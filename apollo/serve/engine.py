@@ -227,7 +227,7 @@ class Engine:
             return
         num_left = [len(job.prompt.ids) - n for job, n in zip(jobs, rows.lengths, strict=True)]
         num_new = [min(left, READ_TOKENS) for left in num_left]
-        length = -(-max(num_new) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        length = max(num_new)
         embeds = torch.stack(
             [
                 self._embed(job.prompt, start, num, length)
