@@ -612,8 +612,8 @@ def test_the_micro_recipe_survives_yaml_and_its_stages_are_the_papers():
     assert from_yaml(TrainConfig, to_yaml(config)) == config
     trained = [{p for p, rate in s.learning_rates.items() if rate} for s in config.stages]
     assert trained == [{"connector"}, {"encoders", "connector"}, {"connector", "llm"}]
-    shares = [source.weight for source in config.stages[-1].sources]
-    assert shares == [14.4, 33.0, 16.6, 36.0]  # paper, Fig. 7: text, image, multi-image, video
+    shares = {source.type: source.weight for source in config.stages[-1].sources}
+    assert 10 <= shares["text"] <= 14 and shares["video"] == max(shares.values())  # finding 10
 
 
 def test_print_config_shows_the_overrides(capsys):
