@@ -21,7 +21,7 @@ LAB = "runs/lab"
 """Folder of worlds and features of the micro studies."""
 PARTS = "apollo/assets/parts"
 """The shipped micro parts, in a checkout; relative, because it is part of a point's identity."""
-TOTAL_STEPS, EARLY_STEPS, BATCH_SIZE, MAX_CLIPS = 480, 80, 16, 24
+TOTAL_STEPS, EARLY_STEPS, BATCH_SIZE, MAX_CLIPS = 400, 80, 16, 24
 """Steps of a training, and of each stage of it in which the LLM is frozen."""
 SFT_SHARES = {"text": 14.4, "image": 33.0, "multi_image": 16.6, "video": 36.0}
 """Paper, Fig. 7."""
@@ -113,7 +113,7 @@ def base(scale: Scale) -> dict[str, Any]:
         return {**common, "recipe": "ablation-3b"}
     settings = {
         "model.encoders": [part("siglip"), part("internvideo2")],
-        "model.llm": part("llm-1m"),
+        "model.llm": part("llm-0.3m"),
         "stages": micro_stages(),
         "data_dir": f"{LAB}/world",
         "feature_cache_dir": f"{LAB}/features",
