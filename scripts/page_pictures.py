@@ -18,7 +18,7 @@ from test_serve_page import ASK, DONE, DROP  # noqa: E402
 
 from apollo.world.make import make_world  # noqa: E402
 
-QUESTIONS = ("List the events in order.", "When does the last of them happen?", "What is first?")
+QUESTIONS = ("List the events in order.", "List the events with their times.", "What happens last?")
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
