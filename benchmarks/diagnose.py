@@ -41,7 +41,7 @@ def blind_encoders(model: ApolloForConditionalGeneration) -> None:
 
 
 def shuffled_connector(model: ApolloForConditionalGeneration) -> None:
-    """Each clip gets the tokens of another one of those that are connected together."""
+    """Clips that are connected together get each other's tokens, in random order."""
     connect = model.model.connect
     generator = torch.Generator().manual_seed(0)
 

@@ -76,7 +76,7 @@ class Question:
 
     def kind(self, option: str) -> tuple[str, ...]:
         """What a guess knows of an option: itself; of an event only what is done, not by whom."""
-        if "event_" not in self.family or self.family == "event_when":
+        if self.family not in ("event_ordinal", "event_after", "event_before"):
             return (self.family, option)
         done = "sign" if option.startswith("sign ") else option.split()[1]
         return (self.family, self.query.get("which", ""), done)
