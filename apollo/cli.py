@@ -532,7 +532,7 @@ def _list(parser: Parser) -> None:
 def _demo(parser: Parser) -> None:
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="(runs/demo)")
     parser.add_argument(
-        "--minutes", type=float, default=4.0, metavar="M", help="about how long to train (4)"
+        "--minutes", type=float, default=5.0, metavar="M", help="about how long to train (5)"
     )
 
 

@@ -35,7 +35,7 @@ WORLD_SEED = 20241213
 NUM_TEST_VIDEOS = 64
 NUM_TRAIN_VIDEOS = 200
 BATCH_SIZE = 8  # a quarter to a half of the recipe's, so that a few minutes hold enough steps
-STEPS_PER_MINUTE = {"align": 70, "vision": 25, "sft": 60}
+STEPS_PER_MINUTE = {"align": 40, "vision": 15, "sft": 38}
 """Steps of each stage for every minute of training: together they take about a minute on 2 cores.
 
 Fewer steps of vision pre-training leave its loss where it was.

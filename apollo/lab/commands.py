@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +153,10 @@ def _calibrated(study: Study, lines: Sequence[Line]) -> tuple[dict[tuple[str, ..
         levels = tuple(point.levels.values())
         if levels in known:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            found = calibrate(study, point, Path(folder))
+        print(f"measuring a few steps of {point.label}", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder, Path(folder, "log.txt").open("w") as log:
+            with redirect_stdout(log), redirect_stderr(log):
+                found = calibrate(study, point, Path(folder))
         seconds[levels] = found["start"] + found["train"] + found["eval"]
         features_s = max(features_s, found["features"])
     return seconds, features_s

@@ -77,6 +77,11 @@ def train_tokenizer(seed: int, num_texts: int = 4000) -> PreTrainedTokenizerFast
     times = [language.clock(s) for s in range(0, 122)] * 5
     texts = (m["content"] for i in range(num_texts) for m in corpus.text_sample(seed, i))
     tokenizer.train_from_iterator([*texts, " ".join(times)], trainer)
+    return wrap_tokenizer(tokenizer)
+
+
+def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Give a bare tokenizer of `train_tokenizer` as transformers uses it."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from apollo.runtime import keep_freed_memory, make_run_dir
@@ -23,7 +24,12 @@ from apollo.train.encoder_parts import (
     train_siglip,
     train_videomae,
 )
-from apollo.train.llm_part import PartRun, train_language_model, train_tokenizer
+from apollo.train.llm_part import (
+    PartRun,
+    train_language_model,
+    train_tokenizer,
+    wrap_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -72,38 +78,33 @@ def main(args: argparse.Namespace) -> int:
         args: name, out (folder of the run), steps (or None), seed, resume.
 
     Raises:
-        ValueError: No part has this name, or the run began with another tokenizer.
+        ValueError: No part has this name.
     """
     if args.name not in PARTS:
         raise ValueError(f"no part {args.name!r}; there are: {', '.join(PARTS)}")
     part = PARTS[args.name]
     out_dir = make_run_dir(args.out, resume=args.resume)
     keep_freed_memory()
-    tokenizer = train_tokenizer(args.seed)
-    keep_tokenizer(tokenizer, out_dir)
+    tokenizer = run_tokenizer(out_dir, args.seed)
     run = PartRun(tokenizer, out_dir, args.steps or part.steps, args.seed, args.resume)
     part.train(run, **part.shape)
     print(f"trained part: {out_dir / 'model'}")
     return 0
 
 
-def keep_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> None:
-    """Write the tokenizer into the run, or see that the run began with this one.
+def run_tokenizer(out_dir: Path, seed: int) -> PreTrainedTokenizerFast:
+    """The tokenizer that a run began with, or for a new run the one that the seed decides.
 
     It is made of the world's text: a change there would give each token another number, and a run
     that went on with it would read gibberish.
 
     Args:
-        tokenizer: The one that all parts share.
-        out_dir: Folder of the run.
-
-    Raises:
-        ValueError: The run began with another.
+        out_dir: Folder of the run, which keeps its tokenizer.
+        seed: Seed of the text.
     """
-    file, text = out_dir / "tokenizer.json", tokenizer.backend_tokenizer.to_str()
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"{out_dir} began with another tokenizer: the text of the world or the seed has "
-            "changed since; begin a new run in another folder"
-        )
-    file.write_text(text, encoding="utf-8")
+    file = out_dir / "tokenizer.json"
+    if file.exists():
+        return wrap_tokenizer(Tokenizer.from_file(str(file)))
+    tokenizer = train_tokenizer(seed)
+    tokenizer.backend_tokenizer.save(str(file), pretty=False)
+    return tokenizer
