@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config
 
 from apollo.model import ApolloConfig, encoders
-from apollo.model.modeling import ApolloForConditionalGeneration
+from apollo.model.modeling import CACHE, ApolloForConditionalGeneration
 from apollo.runtime import environment, pick_device, set_seed
 
 RESULTS = Path(__file__).parent / "results"
@@ -128,9 +128,9 @@ def one_round(
     )
 
     def decode() -> None:
-        token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        token, cache = output.logits[:, -1:].argmax(-1), output[CACHE]
         for _ in range(num_new_tokens):
-            step = model(token, past_key_values=cache, use_cache=True)
+            step = model(token, use_cache=True, **{CACHE: cache})
             token = step.logits[:, -1:].argmax(-1)
 
     _, found["decode"] = measure(decode, device)

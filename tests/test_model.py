@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, pip
 from apollo.model import ApolloConfig
 from apollo.model.connector import RESAMPLERS
 from apollo.model.encoders import preprocessing
+from apollo.model.modeling import CACHE
 
 ALONE = [(kind,) for kind in ENCODERS]
 PAIRS = [(image, video) for image in IMAGE_ENCODERS for video in VIDEO_ENCODERS]
@@ -328,10 +329,10 @@ def test_step_by_step_equals_one_forward(model, processor):
             out = model(
                 answer[:, start:end],
                 pixel_values=pixel_values,
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE: cache},
             )
-        cache, start, pixel_values = out.past_key_values, end, None
+        cache, start, pixel_values = out[CACHE], end, None
         steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), full, atol=1e-5, rtol=0)
 
@@ -351,7 +352,7 @@ def test_a_later_turn_goes_on_from_the_cache(model, processor, new_clips, as_fea
     conversation = list(QUESTIONS[0])
     first = processor([conversation], add_generation_prompt=True)
     answered = greedy(model, first, 4, return_dict_in_generate=True)
-    cache = answered.past_key_values
+    cache = answered[CACHE]
     cache.crop(first["input_ids"].shape[1] - cache.get_seq_length())
     # An answer whose ids are known, in place of what an untrained model says.
     question = user(make_video(1, seed=9), "and here?") if new_clips else user("and then?")
@@ -361,7 +362,7 @@ def test_a_later_turn_goes_on_from_the_cache(model, processor, new_clips, as_fea
     if as_features:
         with torch.no_grad():
             inputs["clip_features"] = model.encode(inputs.pop("pixel_values"))
-    assert torch.equal(greedy(model, inputs, 4, past_key_values=cache), expected)
+    assert torch.equal(greedy(model, inputs, 4, **{CACHE: cache}), expected)
 
 
 @pytest.mark.parametrize("options", [dict(num_beams=3), dict(num_beams=2, num_return_sequences=2)])

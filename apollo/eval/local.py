@@ -31,6 +31,7 @@ from apollo.eval.watching import Watcher
 from apollo.media import sampling_of
 from apollo.messages import Message, Part
 from apollo.model.likelihood import Row, log_probabilities, read_prefix, repeated
+from apollo.model.modeling import CACHE
 from apollo.model.processing import END_OF_TURN
 from apollo.video import VideoClips
 
@@ -242,8 +243,8 @@ class ApolloAnswerer:
         tokens = self.model.generate(  # type: ignore[misc]
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
             generation_config=config,
+            **{CACHE: cache},
         )
         new = tokens[0, ids.shape[1] :]
         text = self.processor.tokenizer.decode(new, skip_special_tokens=True).strip()

@@ -174,7 +174,7 @@ class ApolloConfig(PreTrainedConfig):
 
     model_type = "apollo_vlm"
     sub_configs = {"text_config": AutoConfig}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     encoders: list = field(default_factory=lambda: _released_encoders())
     selected_layers: list = field(default_factory=list)

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
+from .modeling import CACHE
+
 if TYPE_CHECKING:
     from .modeling import ApolloForConditionalGeneration
 
@@ -81,9 +83,7 @@ def read_prefix(
         The LLM's cache of one row.
     """
     tokens = torch.tensor([ids], device=model.device)
-    return model.model(
-        input_ids=tokens, clip_features=clip_features, use_cache=True
-    ).past_key_values
+    return model.model(input_ids=tokens, clip_features=clip_features, use_cache=True)[CACHE]
 
 
 def repeated(prefix: Cache, num_rows: int, length: int | None = None) -> Cache:
@@ -150,8 +150,8 @@ def _read_batch(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions + num_shared,
-        past_key_values=repeated(prefix, len(rows)),
         use_cache=True,
+        **{CACHE: repeated(prefix, len(rows))},
     ).last_hidden_state  # (B, L, D)
     places = torch.cat([hidden[i, _places(row)] for i, row in enumerate(rows)])
     tokens = [token for row in rows for text in row.texts for token in text]

@@ -10,7 +10,7 @@ fused features, V their width, N tokens per clip, D width of the LLM.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
-    ModelOutput,
+    CausalLMOutputWithPast,
 )
 from transformers.modeling_utils import PreTrainedModel
 
@@ -34,17 +34,8 @@ from .segments import Segments
 from .video_processing import unpack
 
 IGNORED_LABEL = -100
-
-
-@dataclass
-class ApolloOutput(ModelOutput):
-    """What `ApolloForConditionalGeneration` returns; `logits` are (B, L, vocabulary)."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+(CACHE,) = {"past_key_values", "cache"} & {f.name for f in fields(BaseModelOutputWithPast)}
+"""What transformers calls the cache of earlier tokens: `cache` from 5.24 on."""
 
 
 class ApolloPreTrainedModel(PreTrainedModel):
@@ -56,7 +47,7 @@ class ApolloPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ["image", "video", "text"]
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -216,7 +207,6 @@ class ApolloModel(ApolloPreTrainedModel):
         clip_features: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         segment_ids: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
@@ -234,7 +224,6 @@ class ApolloModel(ApolloPreTrainedModel):
                 W, V).
             inputs_embeds: Embedded tokens (B, L, D) instead of `input_ids`, clips already in place.
             position_ids: Positions (B, L); 0 to L - 1 by default.
-            past_key_values: Cache of earlier tokens.
             use_cache: Whether to return a cache.
             segment_ids: For packed rows, which conversation of its row a token belongs to (B, L), 0
                 for padding; see `segments.py`. They take the place of `attention_mask` and
@@ -242,7 +231,7 @@ class ApolloModel(ApolloPreTrainedModel):
             pixel_values_videos: As engines move them: rows of clips, `pixel_values` then being rows
                 of pictures (`clips_of_engine`).
             video_grid_thw: Of no effect, see `get_video_features`.
-            kwargs: Handed to the LLM.
+            kwargs: Handed to the LLM, the cache of earlier tokens among them.
 
         Returns:
             The LLM's output, `last_hidden_state` (B, L, D).
@@ -259,14 +248,13 @@ class ApolloModel(ApolloPreTrainedModel):
                 pixel_values = self.clips_of_engine(input_ids, pixel_values, pixel_values_videos)
             inputs_embeds = self.embed(input_ids, pixel_values, clip_features)
         if segment_ids is not None:
-            if past_key_values is not None or use_cache:
+            if kwargs.pop(CACHE, None) is not None or use_cache:
                 raise ValueError("packed rows are for training: segment_ids go with no cache")
             return Segments(segment_ids).run(self.llm, inputs_embeds, **kwargs)
         return self.llm(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
         )
@@ -389,13 +377,12 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
         num_items_in_batch: int | torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         pixel_values_videos: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> ApolloOutput | tuple:
+    ) -> CausalLMOutputWithPast | tuple:
         """Predict the next token everywhere.
 
         Args:
@@ -409,7 +396,6 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
                 ranks add up to one mean; without it the loss is this batch's mean.
             inputs_embeds: As there.
             position_ids: As there.
-            past_key_values: As there.
             use_cache: As there.
             logits_to_keep: Compute logits for the last so many tokens only, or for these positions;
                 0 for all.
@@ -429,7 +415,6 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
             clip_features=clip_features,
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             pixel_values_videos=pixel_values_videos,
             **kwargs,
@@ -452,12 +437,12 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
                 **loss_inputs,
             )
-        output = ApolloOutput(
+        output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -465,6 +450,7 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Hand on the clips whose placeholders are still to be read, and no others.
@@ -473,10 +459,9 @@ class ApolloForConditionalGeneration(ApolloPreTrainedModel, GenerationMixin):
         that turn. `pixel_values` are those of the whole text, as the processor makes them.
         """
         mixin: Any = super()
-        inputs = mixin.prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
-        if past_key_values is None or past_key_values.get_seq_length() == 0:
+        cache = past_key_values if cache is None else cache  # `generate` wants its name to be here
+        inputs = mixin.prepare_inputs_for_generation(input_ids, **{CACHE: cache}, **kwargs)
+        if cache is None or cache.get_seq_length() == 0:
             return inputs
         clips = self._clips_of_rows(input_ids)
         unread = self._clips_of_rows(inputs["input_ids"])

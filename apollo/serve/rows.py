@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from apollo.model.modeling import CACHE
+
 if TYPE_CHECKING:
     from apollo.model import ApolloForConditionalGeneration
 
@@ -101,8 +103,8 @@ class Rows(Cache):
             inputs_embeds=embeds,
             attention_mask=mask[:, None],  # (B, 1, L, K)
             position_ids=self._slots,
-            past_key_values=self,
             use_cache=True,
+            **{CACHE: self},
         ).last_hidden_state
         self.lengths = [old + new for old, new in zip(self.lengths, num_new, strict=True)]
         last = torch.tensor(num_new, device=device) - 1
