@@ -50,7 +50,7 @@ def macro(right: dict[str, np.ndarray]) -> dict[str, float]:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--names", nargs="+", default=["llm-0.3m", "llm-1m", "llm-3m", "llm-10m"])
+    parser.add_argument("--names", nargs="+", default=["llm-0.3m", "llm-1m", "llm-4m", "llm-9m"])
     parser.add_argument("--per-family", type=int, default=60)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()

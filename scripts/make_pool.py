@@ -3,10 +3,11 @@
     python scripts/make_pool.py [NAME ...]
 
 They differ in LLM, encoders, connector, in what learns, for how long, and in seeds. Models that
-share parts share one training on captions, of which each is a branch. Conditions are the video,
-one frame and the text alone. Hours on two cores, after make_micro.sh; run again after a stop, it
-goes on where it was. Names make these models alone: two processes share the work if no trunk is in
-both.
+share parts share one training on captions, of which each is a branch; one more is the model that
+ships. Conditions are the video, one frame and the text alone. What was answered goes into
+benchmarks/pool, a small table for each pool and model; models that are there are left out, so that
+run again after a stop, on any machine, it goes on where it was. Some four hours of one core. Names
+make these models alone: two processes share the work if no trunk is in both.
 """
 
 import subprocess
@@ -15,12 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+from pyarrow import parquet
+
+from apollo.eval.scoring import read_predictions
 from apollo.train.recipes import PARTS_DIR, ModelSettings, TrainConfig, micro
 from apollo.train.run import train
 
-POOL = Path("runs/pool")
-VIDEOS = {2: 1750, 3: 700}
-"""Seed of a pool -> its videos: some 8,600 and 3,400 questions."""
+RUNS, TABLES = Path("runs/pool"), Path("benchmarks/pool")
+TRAIN_VIDEOS = 2000
+VIDEOS = {2: 1750, 3: 400}
+"""Seed of a pool -> its videos: some 8,600 and 2,000 questions."""
+FIELDS = ("question_id", "condition", "prediction", "answer", "num_options")
+LABELS = ("benchmark", "video", "family", "needs", "duration_s")
 IMAGE, VIDEO = (str(PARTS_DIR / name) for name in ("siglip", "internvideo2"))
 MLP = replace(micro().model.connector, resampler="mlp_pool")
 TRUNKS: dict[str, dict[str, Any]] = {
@@ -29,32 +37,39 @@ TRUNKS: dict[str, dict[str, Any]] = {
     "1m_image": {"encoders": [IMAGE]},
     "1m_video": {"encoders": [VIDEO]},
     "1m_mlp": {"connector": MLP},
-    "3m": {"llm": str(PARTS_DIR / "llm-3m")},
+    "4m": {"llm": str(PARTS_DIR / "llm-4m")},
 }
 """Trained on captions -> what it has unlike the recipe `micro`."""
+TRUNK_STEPS = 600
 FROZEN_LLM = {"encoders": 0.0, "connector": 2e-3, "llm": 0.0}
 BRANCHES: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "0.3m": ("0.3m", 1200, {}),
-    "0.3m_few": ("0.3m", 200, {}),
-    "0.3m_seed1": ("0.3m", 600, {"seed": 1}),
-    "1m": ("1m", 1200, {}),
-    "1m_few": ("1m", 200, {}),
-    "1m_seed1": ("1m", 600, {"seed": 1}),
-    "1m_connector": ("1m", 600, {"learning_rates": FROZEN_LLM}),
-    "1m_image": ("1m_image", 600, {}),
-    "1m_video": ("1m_video", 600, {}),
-    "1m_mlp": ("1m_mlp", 600, {}),
-    "3m": ("3m", 800, {}),
-    "3m_few": ("3m", 200, {}),
+    "0.3m": ("0.3m", 800, {}),
+    "0.3m_few": ("0.3m", 150, {}),
+    "0.3m_seed1": ("0.3m", 400, {"seed": 1}),
+    "1m_image": ("1m_image", 400, {}),
+    "1m_mlp": ("1m_mlp", 400, {}),
+    "1m": ("1m", 800, {}),
+    "1m_few": ("1m", 150, {}),
+    "1m_seed1": ("1m", 400, {"seed": 1}),
+    "1m_connector": ("1m", 400, {"learning_rates": FROZEN_LLM}),
+    "1m_video": ("1m_video", 400, {}),
+    "4m": ("4m", 400, {}),
+    "4m_few": ("4m", 150, {}),
 }
 """Model -> its trunk, steps on questions, and what else it has unlike the recipe's last stage."""
+SHIPPED = "micro"
 
 
 def trunk(name: str) -> TrainConfig:
     """Captions of images and videos, encoders frozen: their features are kept and shared."""
     config = micro()
-    captions = replace(config.stages[0], steps=1000)
-    return replace(config, model=replace(config.model, **TRUNKS[name]), stages=[captions])
+    captions = replace(config.stages[0], steps=TRUNK_STEPS, packing=True)
+    return replace(
+        config,
+        model=replace(config.model, **TRUNKS[name]),
+        stages=[captions],
+        loop=replace(config.loop, gradient_accumulation=1),
+    )
 
 
 def branch(name: str) -> TrainConfig:
@@ -64,18 +79,32 @@ def branch(name: str) -> TrainConfig:
     stage = {key: value for key, value in unlike.items() if key != "seed"}
     return replace(
         config,
-        model=ModelSettings(start=str(POOL / "trunks" / start / "model")),
+        model=ModelSettings(start=str(RUNS / "trunks" / start / "model")),
         stages=[replace(config.stages[2], steps=steps, batch_size=16, **stage)],
-        loop=replace(config.loop, gradient_accumulation=2, seed=unlike.get("seed", 0)),
+        loop=replace(config.loop, gradient_accumulation=1, seed=unlike.get("seed", 0)),
     )
 
 
-def trained(config: TrainConfig, out_dir: Path) -> Path:
+def trained(config: TrainConfig, out_dir: Path) -> str:
     """The model of a run, which is begun or gone on with if it is not there yet."""
     if not (out_dir / "model").is_dir():
-        config = replace(config, out_dir=out_dir, feature_cache_dir=Path("runs/features"))
+        config = replace(
+            config,
+            data_dir=RUNS / "world",
+            out_dir=out_dir,
+            feature_cache_dir=RUNS / "features",
+        )
         train(config, resume=out_dir.is_dir())
-    return out_dir / "model"
+    return str(out_dir / "model")
+
+
+def model_of(name: str) -> str:
+    """The model of a name: what `apollo eval` calls it."""
+    if name == SHIPPED:
+        return name
+    start = BRANCHES[name][0]
+    trained(trunk(start), RUNS / "trunks" / start)
+    return trained(branch(name), RUNS / name)
 
 
 def apollo(*args: object) -> None:
@@ -83,40 +112,42 @@ def apollo(*args: object) -> None:
     subprocess.run([sys.executable, "-m", "apollo", *map(str, args)], check=True)
 
 
+def make_worlds() -> None:
+    """Make what is trained on and asked about, as far as it is not there."""
+    for name, num_videos, seed, split in [
+        ("world", TRAIN_VIDEOS, 0, "train"),
+        *((f"world_{seed}", number, seed, "test") for seed, number in VIDEOS.items()),
+    ]:
+        world = RUNS / name
+        if not (world / "world.json").is_file():
+            apollo("world", "make", world, "--num-videos", num_videos, "--seed", seed,
+                   "--split", split)  # fmt: skip
+
+
+def write_table(name: str, answers: Path, table: Path) -> None:
+    """Keep of a model's predictions what an audit reads."""
+    rows = [
+        {"model": name, "class": each.question_class}
+        | {field: getattr(each, field) for field in FIELDS + LABELS}
+        for each in read_predictions(answers)
+    ]
+    table.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table, compression="zstd")
+
+
 def main() -> None:
     """Make the models that are named, or all."""
-    for seed, num_videos in VIDEOS.items():
-        world = POOL / f"world_{seed}"
-        if not (world / "world.json").is_file():
-            apollo(
-                "world",
-                "make",
-                world,
-                "--num-videos",
-                num_videos,
-                "--seed",
-                seed,
-                "--split",
-                "test",
-            )
-    for name in sys.argv[1:] or BRANCHES:
-        start = BRANCHES[name][0]
-        trained(trunk(start), POOL / "trunks" / start)
-        model = trained(branch(name), POOL / name)
-        for seed in VIDEOS:
-            out = POOL / f"answers_{seed}" / name
-            apollo(
-                "eval",
-                model,
-                "--data",
-                POOL / f"world_{seed}",
-                "--condition",
-                "video",
-                "frame",
-                "text",
-                "--out",
-                out,
-            )
+    make_worlds()
+    for name in sys.argv[1:] or (SHIPPED, *BRANCHES):
+        tables = {seed: TABLES / f"seed_{seed}" / f"{name}.parquet" for seed in VIDEOS}
+        if all(table.is_file() for table in tables.values()):
+            continue
+        model = model_of(name)
+        for seed, table in tables.items():
+            out = RUNS / f"answers_{seed}" / name
+            apollo("eval", model, "--data", RUNS / f"world_{seed}", "--condition", "video",
+                   "frame", "text", "--out", out)  # fmt: skip
+            write_table(name, out / "predictions.jsonl", table)
 
 
 if __name__ == "__main__":

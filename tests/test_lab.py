@@ -453,7 +453,7 @@ def test_lines_of_levels_that_are_no_more_do_not_count():
 
 def test_a_study_of_sizes_is_read_as_consistency():
     study = STUDIES["scaling"]("micro")
-    step = {f"llm-{size}": 5.0 * i for i, size in enumerate(("0.3m", "1m", "3m", "10m"))}
+    step = {f"llm-{size}": 5.0 * i for i, size in enumerate(("0.3m", "1m", "4m", "9m"))}
     quality = {"A": -6, "B": 0, "C": 3, **{name: i for i, name in enumerate("abcdefg")}}
 
     def effect(levels, _):
@@ -472,7 +472,7 @@ def test_a_study_of_sizes_is_read_as_consistency():
 def test_the_same_ledgers_give_the_same_page(tmp_path):
     studies = [make("micro") for make in STUDIES.values()]
     few = [study for study in studies if study.name in ("resamplers", "scaling", "integration")]
-    size = {f"llm-{size}": i for i, size in enumerate(("0.3m", "1m", "3m", "10m"))}
+    size = {f"llm-{size}": i for i, size in enumerate(("0.3m", "1m", "4m", "9m"))}
     ledgers = {
         study.name: planted(study, lambda levels, _: size.get(levels.get("llm"), 0))
         for study in few

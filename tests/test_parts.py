@@ -9,12 +9,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, Qwen2ForCausalLM
 
 from apollo.cli import main
 from apollo.model.configuration import ConnectorSettings
 from apollo.model.encoders import ENCODERS, grid, preprocessing
 from apollo.train import encoder_parts, llm_part, parts, self_supervised
+from apollo.train.growing import grow
 from apollo.train.joining import join_parts, load_tokenizer
 from apollo.train.log import read_log
 from apollo.train.recipes import ModelSettings
@@ -184,6 +185,33 @@ def test_before_any_training_a_head_looks_where_to_copy_from(tokenizer, name):
     after_the_same = attentions[1][0, 0].diagonal(-39).mean()
     assert before > 0.5
     assert after_the_same > 3 / 60  # three times what looking anywhere would give
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_grown_model_says_the_same_and_its_copies_learn_different_things(tokenizer, copies):
+    torch.manual_seed(0)
+    small = llm_part.language_model(tokenizer, 64, 2, 32).eval()
+    for parameter in small.parameters():  # biases and norms are not all zero and one
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    large = grow(small, copies).eval()
+    assert large.config.hidden_size == copies * 64 and large.dtype == torch.float32
+    ids = torch.randint(0, 900, (2, 30))
+    logits = large(input_ids=ids).logits
+    torch.testing.assert_close(logits, small(input_ids=ids).logits, atol=2e-5, rtol=1e-4)
+    large(input_ids=ids, labels=ids).loss.backward()
+    # What the last matrix writes is read by the head alone, in which the copies are still equal.
+    for name, weight in large.model.layers.named_parameters():
+        if weight.dim() == 2 and name != "1.mlp.down_proj.weight":
+            first, *_, last = weight.grad.chunk(copies)
+            assert (first - last).norm() > 0.01 * first.norm(), name
+
+
+@pytest.mark.parametrize("name", parts.GROWN)
+def test_a_grown_part_has_about_the_parameters_of_its_name(name):
+    shape = parts.GROWN[name]
+    model = grow(Qwen2ForCausalLM.from_pretrained(shape["small"]), shape["copies"])
+    promised = float(re.fullmatch(r"llm-([0-9.]+)m", name)[1])
+    assert model.num_parameters() / 1e6 == pytest.approx(promised, rel=0.15)
 
 
 def test_a_word_starts_alike_with_and_without_its_space(tokenizer):
@@ -433,8 +461,9 @@ def small_steps(monkeypatch):
 
 
 def train_part(name, tokenizer, out, resume=False):
-    # Of eight steps the language model's second lesson has two; the encoders take two.
-    steps = 8 if name.startswith("llm") else 2
+    # Of eight steps the language model's second lesson has two, of four a grown one's; the
+    # encoders take two.
+    steps = 4 if name in parts.GROWN else 8 if name.startswith("llm") else 2
     part = parts.PARTS[name]
     part.train(llm_part.PartRun(tokenizer, out, steps, seed=0, resume=resume), **part.shape)
 

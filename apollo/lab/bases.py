@@ -30,7 +30,7 @@ PAPER_RATES = (5e-6, 1e-4, 3e-5)
 """Best rates of encoders, connector and LLM at each scale (paper, Table 12, row 13)."""
 TWO_STAGES: tuple[Rates, ...] = ((0, 1e-4, 0), (0, 1e-4, 3e-5))
 """The schedule of all micro studies that vary something else: row 5 of Table 12."""
-LADDER = ("0.3m", "1m", "3m", "10m")
+LADDER = ("0.3m", "1m", "4m", "9m")
 
 # ---- the paper's scale
 

@@ -384,7 +384,7 @@ def _data_size(scale: Scale, thousands: int) -> Settings:
 
 def data_size(scale: Scale) -> Study:
     """Samples seen, each once, by LLMs of two sizes."""
-    micro = {"0.3m": _llm(part("llm-0.3m")), "3m": _llm(part("llm-3m"))}
+    micro = {size: _llm(part(f"llm-{size}")) for size in LADDER[:2]}
     paper = {"1.5B": _llm(LLMS["1.5B"]), "4B": _llm(LLMS["4B"])}
     return Study(
         name="data-size",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from apollo.messages import Message, question_prompt
 from apollo.runtime import read_jsonl
 from apollo.train.checkpoint import latest_checkpoint
+from apollo.train.growing import grow
 from apollo.train.trainer import LoopSettings, Schedule, run_stage
 from apollo.world import corpus, drills, language
 from apollo.world.questions import FAMILIES, ask_all
@@ -137,6 +138,8 @@ LESSONS = (
     Lesson("long reading", 0.15, functools.partial(reading, longest_s=120.0, drilled=0.25)),
 )
 """First to look things up, in transcripts so short that there is little to look at; then scenes."""
+GROWN_LESSONS = (replace(LESSONS[-2], share=0.5), replace(LESSONS[-1], share=0.5))
+"""What a model that was grown from one that had all lessons reads on."""
 
 
 def text_batches(
@@ -430,9 +433,28 @@ def train_language_model(run: PartRun, width: int, layers: int, head_dim: int) -
         layers: Number of layers.
         head_dim: Width of a head.
     """
+    torch.manual_seed(run.seed)
+    _teach(language_model(run.tokenizer, width, layers, head_dim), run, LESSONS)
+
+
+def train_grown_model(run: PartRun, small: str, copies: int) -> None:
+    """Go on with a trained language model as a wider one, see `growing.grow`.
+
+    Args:
+        run: Its tokenizer is that of the small model.
+        small: Folder of the small model.
+        copies: How many times as wide it gets.
+    """
+    torch.manual_seed(run.seed)
+    model = grow(Qwen2ForCausalLM.from_pretrained(small), copies)
+    _teach(model, run, GROWN_LESSONS, first=len(LESSONS))
+
+
+def _teach(
+    model: Qwen2ForCausalLM, run: PartRun, lessons: tuple[Lesson, ...], first: int = 0
+) -> None:
+    """Take all lessons; `first` numbers them on, so that no text is seen twice."""
     tokenizer, out_dir, seed = run.tokenizer, run.out_dir, run.seed
-    torch.manual_seed(seed)
-    model = language_model(tokenizer, width, layers, head_dim)
     asked = functools.cache(lambda: transcript_questions(tokenizer, seed, QUESTIONS_PER_FAMILY))
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
@@ -440,16 +462,16 @@ def train_language_model(run: PartRun, width: int, layers: int, head_dim: int) -
         return transcript_accuracy(model, asked())
 
     newest = latest_checkpoint(out_dir) if run.resume else None
-    for index, lesson in enumerate(LESSONS):
+    for index, lesson in enumerate(lessons):
         if newest and newest.state.stage_index > index:
             continue
         run_stage(
             model,
-            text_batches(tokenizer, seed, ROWS, lesson, first=index * FIRST_OF_LESSON),
+            text_batches(tokenizer, seed, ROWS, lesson, first=(first + index) * FIRST_OF_LESSON),
             Schedule(
                 name=lesson.name,
                 steps=max(1, int(run.steps * lesson.share)),
-                learning_rates={"model": RATE * width**-0.5},
+                learning_rates={"model": RATE * model.config.hidden_size**-0.5},
                 weight_decay=0.05,
                 optimizer="muon",
             ),

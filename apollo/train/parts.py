@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -24,12 +25,15 @@ from apollo.train.encoder_parts import (
     train_siglip,
     train_videomae,
 )
+from apollo.train.joining import load_tokenizer
 from apollo.train.llm_part import (
     PartRun,
+    train_grown_model,
     train_language_model,
     train_tokenizer,
     wrap_tokenizer,
 )
+from apollo.train.recipes import PARTS_DIR
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Part:
     """
 
     train: Callable[..., None]
-    shape: Mapping[str, int]
+    shape: Mapping[str, Any]
     steps: int
 
 
@@ -52,13 +56,18 @@ SMALL, LARGE = {"width": 128, "layers": 4}, {"width": 256, "layers": 5}
 LADDER = {
     "llm-0.3m": {"width": 64, "layers": 5, "head_dim": 32},
     "llm-1m": {"width": 128, "layers": 5, "head_dim": 32},
-    "llm-3m": {"width": 224, "layers": 5, "head_dim": 32},
-    "llm-10m": {"width": 384, "layers": 5, "head_dim": 64},
 }
 """Shapes of language models, named by their parameters."""
+SMALL_LLM = str(PARTS_DIR / "llm-1m")
+GROWN = {
+    "llm-4m": {"small": SMALL_LLM, "copies": 2},
+    "llm-9m": {"small": SMALL_LLM, "copies": 3},
+}
+"""Language models that start as a smaller one: 256 and 384 wide."""
 
 PARTS: dict[str, Part] = {
     **{name: Part(train_language_model, shape, 9600) for name, shape in LADDER.items()},
+    **{name: Part(train_grown_model, shape, 1600) for name, shape in GROWN.items()},
     "siglip": Part(train_siglip, SMALL, 1800),
     "siglip-large": Part(train_siglip, LARGE, 1800),
     "dinov2": Part(train_dinov2, SMALL, 3600),
@@ -85,7 +94,8 @@ def main(args: argparse.Namespace) -> int:
     part = PARTS[args.name]
     out_dir = make_run_dir(args.out, resume=args.resume)
     keep_freed_memory()
-    tokenizer = run_tokenizer(out_dir, args.seed)
+    small = part.shape.get("small")
+    tokenizer = load_tokenizer(small) if small else run_tokenizer(out_dir, args.seed)
     run = PartRun(tokenizer, out_dir, args.steps or part.steps, args.seed, args.resume)
     part.train(run, **part.shape)
     print(f"trained part: {out_dir / 'model'}")
