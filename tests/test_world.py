@@ -23,7 +23,7 @@ from apollo.world.check import (
 )
 from apollo.world.language import caption, clip_spans, lines, transcript
 from apollo.world.make import _Chooser, make_world
-from apollo.world.questions import ACTIONS, FAMILIES, ORDINALS, Question, ask_all
+from apollo.world.questions import ACTIONS, FAMILIES, ORDINALS, Question, ask_all, side_of
 from apollo.world.render import SIZE, frame, frame_times, write_video
 from apollo.world.scene import (
     COLOURS,
@@ -35,8 +35,10 @@ from apollo.world.scene import (
     Thing,
     at,
     colour_at,
+    in_view,
     is_visible,
     make_scene,
+    place_of,
 )
 
 NUM_SCENES = 1500  # of each split
@@ -278,6 +280,24 @@ def test_the_gaps_between_windows_do_not_give_the_answer_away(by_family, family)
         expected_hits += (starts[0] in alone) / len(alone)
     share = expected_hits / len(by_family[family])
     assert share < 0.25 + 4 * np.sqrt(0.25 * 0.75 / len(by_family[family])), share
+
+
+def seen_halfway(scene: Scene, query: dict) -> set[str]:
+    """What the middle of the video tells of the thing that is asked about."""
+    t, thing = scene.duration_s / 2, scene.things[query["thing"]]
+    seen = {colour_at(thing, t), place_of(*at(thing.position, t))}
+    seen |= {other.label for other in scene.things if in_view(scene, other.id, t)}
+    return seen | ({side_of(thing, scene.things[query["other"]], t)} if "other" in query else set())
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["pass_after", "place_start", "place_end", "relation_end", "colour_before", "colour_after"],
+)
+def test_the_middle_of_the_video_does_not_give_the_answer_away(by_family, family):
+    shown = [q.answer in seen_halfway(one.scene, q.query) for one, q in by_family[family]]
+    assert len(shown) > 30
+    assert np.mean(shown) < 0.3 + 3 * np.sqrt(0.3 * 0.7 / len(shown))
 
 
 # -- Planted shortcuts -------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from apollo.world.questions import FAMILIES, Question, ask_all
 from apollo.world.render import frame, write_video
 from apollo.world.scene import SPLITS, make_scene
 
-VERSION = 5
+VERSION = 6
 """Of the world's rules; a change of scenes, pixels or words raises it."""
 IMAGES_PER_VIDEO = 2
 QUESTIONS_PER_VIDEO = 5
