@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apollo.runtime import append_jsonl
-from apollo.world import drills, listing
+from apollo.world import corpus, drills, listing
 from apollo.world.check import (
     ANSWERS,
     check_world,
@@ -21,7 +21,7 @@ from apollo.world.check import (
     recompute,
     scene_from_dict,
 )
-from apollo.world.language import caption, clip_spans, lines, transcript
+from apollo.world.language import caption, clip_spans, in_view, lines, transcript
 from apollo.world.make import _Chooser, make_world
 from apollo.world.questions import ACTIONS, FAMILIES, ORDINALS, Question, ask_all, side_of
 from apollo.world.render import SIZE, frame, frame_times, write_video
@@ -35,7 +35,6 @@ from apollo.world.scene import (
     Thing,
     at,
     colour_at,
-    in_view,
     is_visible,
     make_scene,
     place_of,
@@ -286,7 +285,7 @@ def seen_halfway(scene: Scene, query: dict) -> set[str]:
     """What the middle of the video tells of the thing that is asked about."""
     t, thing = scene.duration_s / 2, scene.things[query["thing"]]
     seen = {colour_at(thing, t), place_of(*at(thing.position, t))}
-    seen |= {other.label for other in scene.things if in_view(scene, other.id, t)}
+    seen |= {other.label for other in scene.things if in_view(scene, other, t)}
     return seen | ({side_of(thing, scene.things[query["other"]], t)} if "other" in query else set())
 
 
@@ -298,6 +297,22 @@ def test_the_middle_of_the_video_does_not_give_the_answer_away(by_family, family
     shown = [q.answer in seen_halfway(one.scene, q.query) for one, q in by_family[family]]
     assert len(shown) > 30
     assert np.mean(shown) < 0.3 + 3 * np.sqrt(0.3 * 0.7 / len(shown))
+
+
+def test_practice_asks_of_a_transcript_what_is_hard_and_nothing_else():
+    easy = re.compile(
+        "How many (signs|moves)|Which colour|Where is|What does the|Which sign is shown (?!right)"
+    )
+    turns = []
+    for index in range(60):
+        conversation = corpus.practice(0, index)
+        assert conversation == corpus.practice(0, index)
+        asked = [message["content"] for message in conversation if message["role"] == "user"]
+        if "clip from" in asked[0]:
+            asked[0] = asked[0].splitlines()[-1]
+            assert not [text for text in asked if easy.match(text)]
+            turns.append(len(asked))
+    assert len(turns) > 40 and np.mean(turns) > 5
 
 
 # -- Planted shortcuts -------------------------------------------------------------------------

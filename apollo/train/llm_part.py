@@ -130,6 +130,11 @@ def reading(seed: int, index: int, longest_s: float, drilled: float) -> list[Mes
     return corpus.text_sample(seed, index, longest_s=longest_s)
 
 
+def practice(seed: int, index: int) -> list[Message]:
+    """What is still answered worst, in half of the conversations; the others as before."""
+    return (corpus.practice if index % 2 else corpus.text_sample)(seed, index)
+
+
 LESSONS = (
     Lesson("drills", 0.25, functools.partial(drills.drill, most_items=4)),
     Lesson("long drills", 0.20, functools.partial(drills.drill, most_items=9, num_questions=4)),
@@ -138,8 +143,12 @@ LESSONS = (
     Lesson("long reading", 0.15, functools.partial(reading, longest_s=120.0, drilled=0.25)),
 )
 """First to look things up, in transcripts so short that there is little to look at; then scenes."""
-GROWN_LESSONS = (replace(LESSONS[-2], share=0.5), replace(LESSONS[-1], share=0.5))
-"""What a model that was grown from one that had all lessons reads on."""
+GROWN_LESSONS = (
+    replace(LESSONS[-2], share=0.4),
+    replace(LESSONS[-1], share=0.4),
+    Lesson("practice", 0.2, practice),
+)
+"""What a model that was grown from one that had all lessons goes on with."""
 
 
 def text_batches(

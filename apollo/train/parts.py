@@ -67,7 +67,7 @@ GROWN = {
 
 PARTS: dict[str, Part] = {
     **{name: Part(train_language_model, shape, 9600) for name, shape in LADDER.items()},
-    **{name: Part(train_grown_model, shape, 1600) for name, shape in GROWN.items()},
+    **{name: Part(train_grown_model, shape, 2000) for name, shape in GROWN.items()},
     "siglip": Part(train_siglip, SMALL, 1800),
     "siglip-large": Part(train_siglip, LARGE, 1800),
     "dinov2": Part(train_dinov2, SMALL, 3600),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from apollo.world.language import clock, event_text
+from apollo.world.language import clock, event_text, in_view
 from apollo.world.scene import (
     COLOURS,
     COLUMNS,
@@ -36,7 +36,6 @@ from apollo.world.scene import (
     Thing,
     at,
     colour_at,
-    in_view,
     place_of,
 )
 
@@ -344,7 +343,8 @@ def pass_after(scene: Scene, rng: np.random.Generator) -> Question | None:
     if len(passed) < 2:
         return None
     i = int(rng.integers(len(passed) - 1))
-    if _given_away(rng, in_view(scene, scene.of_kind("pass")[i + 1].thing, scene.duration_s / 2)):
+    following = scene.things[scene.of_kind("pass")[i + 1].thing]
+    if _given_away(rng, in_view(scene, following, scene.duration_s / 2)):
         return None
     near = [p for p in passed if p != passed[i]]
     pool = [p for p in _landmark_pool(rng) if p != passed[i]]

@@ -160,12 +160,6 @@ def is_visible(thing: Thing, t: float) -> bool:
     return any(start <= t < end for start, end in thing.visible)
 
 
-def in_view(scene: Scene, thing: int, t: float) -> bool:
-    """Whether the middle of a thing is within the picture at `t` seconds."""
-    place = at(scene.things[thing].position, t) - at(scene.camera, t)
-    return bool(((place >= 0) & (place <= 1)).all())
-
-
 def size_at(thing: Thing, t: float) -> str:
     """ "small" or "big" at `t` seconds."""
     return "big" if RADIUS[thing.size] * at(thing.scale, t)[0] > 0.13 else "small"
