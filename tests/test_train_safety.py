@@ -178,6 +178,18 @@ def test_too_little_memory_says_what_to_lower(tmp_path, kind):
         train(tmp_path, batch_at=batch_at, save_every=1)
 
 
+def test_a_killed_loader_is_lack_of_memory(tmp_path):
+    """What the kernel does when memory is short: it kills a process that loads batches."""
+
+    def batch_at(i: int):
+        if i == 5 and torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows(4 * i, 4)
+
+    with pytest.raises(TooLittleMemoryError, match=r"killed by signal: Killed.*loop\.num_workers"):
+        train(tmp_path, batch_at=batch_at, num_workers=1)
+
+
 def test_a_diverged_step_names_its_records(tmp_path):
     class Batches:
         def __call__(self, i: int):

@@ -477,8 +477,8 @@ class _FailedStep:
             raise TooLittleMemoryError(
                 f"{self} ran out of memory ({str(error).splitlines()[0][:200]}). Use more, smaller "
                 "batches (a higher loop.gradient_accumulation), fewer clips (the stage's "
-                "max_clips), loop.gradient_checkpointing=true, or more GPUs with "
-                f"loop.sharding=fsdp2; {how_to_go_on(self.run_dir)}"
+                "max_clips), loop.gradient_checkpointing=true, fewer loop.num_workers, or "
+                f"more GPUs with loop.sharding=fsdp2; {how_to_go_on(self.run_dir)}"
             ) from error
 
     def __str__(self) -> str:
@@ -505,10 +505,14 @@ class _FailedStep:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell lack of memory from other errors; on a CPU torch has no type for it."""
+    """Tell lack of memory from other errors; on a CPU torch has no type for it.
+
+    Where memory runs out, Linux kills what holds most: often a process that loads batches.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "is killed by signal: Killed")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _evaluate(
