@@ -31,57 +31,60 @@ FIELDS = ("question_id", "condition", "prediction", "answer", "num_options")
 LABELS = ("benchmark", "video", "family", "needs", "duration_s")
 IMAGE, VIDEO = (str(PARTS_DIR / name) for name in ("siglip", "internvideo2"))
 MLP = replace(micro().model.connector, resampler="mlp_pool")
-TRUNKS: dict[str, dict[str, Any]] = {
-    "0.3m": {"llm": str(PARTS_DIR / "llm-0.3m")},
-    "1m": {},
-    "1m_image": {"encoders": [IMAGE]},
-    "1m_video": {"encoders": [VIDEO]},
-    "1m_mlp": {"connector": MLP},
-    "4m": {"llm": str(PARTS_DIR / "llm-4m")},
+SHIPPED = "micro"
+TRUNKS: dict[str, tuple[int, dict[str, Any]]] = {
+    "0.3m": (600, {"llm": str(PARTS_DIR / "llm-0.3m")}),
+    "1m": (600, {}),
+    "1m_image": (400, {"encoders": [IMAGE]}),
+    "1m_video": (400, {"encoders": [VIDEO]}),
+    "1m_mlp": (400, {"connector": MLP}),
+    "4m": (300, {"llm": str(PARTS_DIR / "llm-4m")}),
 }
-"""Trained on captions -> what it has unlike the recipe `micro`."""
-TRUNK_STEPS = 600
+"""Trained on captions -> for how many steps, and what it has unlike the recipe `micro`."""
 FROZEN_LLM = {"encoders": 0.0, "connector": 2e-3, "llm": 0.0}
 BRANCHES: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "0.3m": ("0.3m", 800, {}),
+    "micro_pictures": (SHIPPED, 200, {"kinds": ("text", "image", "multi_image")}),
+    "micro_video": (SHIPPED, 200, {"kinds": ("video",)}),
+    "0.3m": ("0.3m", 600, {}),
     "0.3m_few": ("0.3m", 150, {}),
-    "0.3m_seed1": ("0.3m", 400, {"seed": 1}),
-    "1m_image": ("1m_image", 400, {}),
-    "1m_mlp": ("1m_mlp", 400, {}),
-    "1m": ("1m", 800, {}),
+    "0.3m_seed1": ("0.3m", 300, {"seed": 1}),
+    "1m": ("1m", 600, {}),
     "1m_few": ("1m", 150, {}),
-    "1m_seed1": ("1m", 400, {"seed": 1}),
-    "1m_connector": ("1m", 400, {"learning_rates": FROZEN_LLM}),
-    "1m_video": ("1m_video", 400, {}),
-    "4m": ("4m", 400, {}),
-    "4m_few": ("4m", 150, {}),
+    "1m_connector": ("1m", 300, {"learning_rates": FROZEN_LLM}),
+    "1m_image": ("1m_image", 300, {}),
+    "1m_mlp": ("1m_mlp", 300, {}),
+    "1m_video": ("1m_video", 300, {}),
+    "4m": ("4m", 300, {}),
 }
-"""Model -> its trunk, steps on questions, and what else it has unlike the recipe's last stage."""
-SHIPPED = "micro"
+"""Model -> its trunk or the model that ships, steps on questions, and what else it has unlike the
+recipe's last stage: `kinds` of data, and fields of the stage."""
 
 
 def trunk(name: str) -> TrainConfig:
     """Captions of images and videos, encoders frozen: their features are kept and shared."""
-    config = micro()
-    captions = replace(config.stages[0], steps=TRUNK_STEPS, packing=True)
+    config, (steps, unlike) = micro(), TRUNKS[name]
+    captions = replace(config.stages[0], steps=steps, packing=True)
     return replace(
         config,
-        model=replace(config.model, **TRUNKS[name]),
+        model=replace(config.model, **unlike),
         stages=[captions],
         loop=replace(config.loop, gradient_accumulation=1),
     )
 
 
 def branch(name: str) -> TrainConfig:
-    """Questions, on from a trunk."""
-    config = micro()
-    start, steps, unlike = BRANCHES[name]
-    stage = {key: value for key, value in unlike.items() if key != "seed"}
+    """Questions, on from a trunk or from the model that ships."""
+    config, (start, steps, unlike) = micro(), BRANCHES[name]
+    sft = config.stages[2]
+    kinds, seed = unlike.get("kinds"), unlike.get("seed", 0)
+    fields = {key: value for key, value in unlike.items() if key not in ("kinds", "seed")}
+    sources = [source for source in sft.sources if not kinds or source.type in kinds]
+    model = start if start == SHIPPED else str(RUNS / "trunks" / start / "model")
     return replace(
         config,
-        model=ModelSettings(start=str(RUNS / "trunks" / start / "model")),
-        stages=[replace(config.stages[2], steps=steps, batch_size=16, **stage)],
-        loop=replace(config.loop, gradient_accumulation=1, seed=unlike.get("seed", 0)),
+        model=ModelSettings(start=model),
+        stages=[replace(sft, steps=steps, batch_size=16, sources=sources, **fields)],
+        loop=replace(config.loop, gradient_accumulation=1, seed=seed),
     )
 
 
@@ -103,7 +106,8 @@ def model_of(name: str) -> str:
     if name == SHIPPED:
         return name
     start = BRANCHES[name][0]
-    trained(trunk(start), RUNS / "trunks" / start)
+    if start in TRUNKS:
+        trained(trunk(start), RUNS / "trunks" / start)
     return trained(branch(name), RUNS / name)
 
 
