@@ -283,6 +283,11 @@ def _eval(parser: Parser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the model's weights"
     )
+    parser.add_argument(
+        "--feature-cache",
+        metavar="DIR",
+        help="keep what the encoders make of each video, for other models with the same encoders",
+    )
     parser.add_argument("--server", metavar="URL", help="with api:NAME, as http://host:8000/v1")
     parser.add_argument(
         "--send",

@@ -150,7 +150,7 @@ def main() -> None:
         for seed, table in tables.items():
             out = RUNS / f"answers_{seed}" / name
             apollo("eval", model, "--data", RUNS / f"world_{seed}", "--condition", "video",
-                   "frame", "text", "--out", out)  # fmt: skip
+                   "frame", "text", "--feature-cache", RUNS / "asked", "--out", out)  # fmt: skip
             write_table(name, out / "predictions.jsonl", table)
 
 

@@ -39,7 +39,7 @@ from apollo.eval.questions import Question
 from apollo.media import load_video
 from apollo.model import ApolloProcessor
 from apollo.model.likelihood import Row, log_probabilities, read_prefix
-from apollo.video import VideoError, VideoLimitError, VideoNotFoundError
+from apollo.video import VideoClips, VideoError, VideoLimitError, VideoNotFoundError
 
 WORDS = "when the red ball that moves left at first stops beside a sign which one is it".split()
 OPTIONS = ("a ball", "the red cube", "x", "it moves to the left side", "no")
@@ -135,6 +135,47 @@ def test_answers_are_the_same_bits_in_any_company(model_dir, asked, scoring, con
             found.append({q.question_id: a for q, a in zip(questions, answers, strict=True)})
     assert all(answers == found[0] for answers in found)
     assert len({tuple(answer.option_scores) for answer in found[0].values()}) == len(asked)
+
+
+@pytest.mark.parametrize("condition", ["video", "frame"])
+def test_features_are_kept_for_models_with_the_same_encoders(
+    model_dir, asked, condition, tmp_path, monkeypatch
+):
+    cache = tmp_path / "features"
+    plain, first = ApolloAnswerer(model_dir), ApolloAnswerer(model_dir, feature_cache=cache)
+    assert first.identity != plain.identity
+    answers = ask(first, asked, condition)
+    for one, other in zip(answers, ask(plain, asked, condition), strict=True):
+        assert one.option_scores == pytest.approx(other.option_scores, abs=1e-2)
+        assert one.frame_times_s == other.frame_times_s
+        assert one.num_prompt_tokens == other.num_prompt_tokens
+    second = ApolloAnswerer(model_dir, feature_cache=cache)
+    for parameter in second.model.lm_head.parameters():
+        parameter.data *= 0.5  # another LLM
+    third = ApolloAnswerer(model_dir, feature_cache=cache)
+    for answerer in (second, third):
+        monkeypatch.setattr(answerer, "_encode", lambda _: pytest.fail("encoded again"))
+        monkeypatch.setattr(answerer, "_watcher", lambda *_: pytest.fail("decoded again"))
+    assert ask(third, asked, condition) == answers
+    assert ask(second, asked, condition) != answers
+    gone = replace(asked[0], video=tmp_path / "gone.mp4")
+    with pytest.raises(VideoError):
+        first.watch(gone, condition)
+    for path in cache.rglob("*.safetensors"):
+        path.write_bytes(b"broken")
+    assert ask(first, asked, condition) == answers
+
+
+def test_features_of_other_encoders_are_not_taken(model_dir, asked, tmp_path):
+    first = ApolloAnswerer(model_dir, feature_cache=tmp_path)
+    ask(first, asked, "video")
+    first.model.parts()["encoders"][0].requires_grad_(False).apply(
+        lambda module: [p.mul_(2) for p in module.parameters(recurse=False)]
+    )
+    first.model.save_pretrained(tmp_path / "other")
+    first.processor.save_pretrained(tmp_path / "other")
+    other = ApolloAnswerer(tmp_path / "other", feature_cache=tmp_path)
+    assert isinstance(other.watch(asked[0], "video"), VideoClips)
 
 
 def plain_scores(chat: VideoChat, seen, question: Question, scoring: str, condition: str):

@@ -224,7 +224,9 @@ def test_a_study_is_trained_asked_and_shares_its_features(lab, tmp_path):
         asked = json.loads((tmp_path / str(number) / "eval-uniform" / "summary.json").read_text())
         assert asked["manifest"]["answerer"]["sampling"]["mode"] == "uniform"
     cached = set((lab / "features").rglob("*.safetensors"))
-    assert len(cached) == 2  # one video, sampled in two ways, by all trainings together
+    # One video, sampled in two ways: by all trainings together, and by all that are asked.
+    asked = {path for path in cached if path.is_relative_to(lab / "features" / "asked")}
+    assert len(cached) == 4 and len(asked) == 2
     again = training.run(study, point_of(study), tmp_path / "again")
     assert again["metrics"] == found[0]["metrics"]  # the same seed, the same numbers
     assert set((lab / "features").rglob("*.safetensors")) == cached

@@ -8,6 +8,7 @@ how). On a GPU, in the precision that the model was saved in, they agree to roun
 `prompts.py`, `runner.py`.
 """
 
+import contextlib
 import hashlib
 import json
 import string
@@ -22,7 +23,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 from apollo.chat import load_model
-from apollo.data.features import fingerprint
+from apollo.data.features import BrokenFeaturesError, CachedClips, FeatureCache, fingerprint
 from apollo.eval import prompts
 from apollo.eval.answerers import Answer, choose
 from apollo.eval.parsing import parse_answer
@@ -72,6 +73,8 @@ class ApolloAnswerer:
         scoring: A key of `answerers.SCORINGS`.
         batch_size: Rows that go through the LLM at once; changes the speed, not the answers.
         dtype: One of `PRECISIONS`; by default float32 on a CPU and as saved elsewhere.
+        feature_cache: Folder that keeps what the encoders made of each video, in float16, for all
+            models with the same encoders: these then neither decode nor encode it again.
 
     Raises:
         ValueError: There is no such model, or its letters are no single tokens.
@@ -83,6 +86,7 @@ class ApolloAnswerer:
         scoring: str = "letter",
         batch_size: int = 16,
         dtype: str | None = None,
+        feature_cache: str | Path | None = None,
     ) -> None:
         self.model, self.processor = load_model(model)
         if dtype is not None:
@@ -91,7 +95,7 @@ class ApolloAnswerer:
             self.model.to(getattr(torch, dtype))
         self.scoring, self.batch_size = scoring, batch_size
         self.letter_ids = self._letter_ids() if scoring == "letter" else []
-        self.watch = Watcher(sampling_of(self.processor), self.processor.squares)
+        self._watcher = Watcher(sampling_of(self.processor), self.processor.squares)
         self.identity: dict[str, Any] = {
             "kind": "apollo",
             "weights": fingerprint(self.model),
@@ -101,17 +105,40 @@ class ApolloAnswerer:
             "scoring": scoring,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
+        self._caches: dict[str, FeatureCache] = {}
+        if feature_cache is not None:
+            self._caches = self._open_caches(Path(feature_cache))
+            self.identity["features"] = "float16"
+
+    def watch(self, question: Question, condition: str) -> VideoClips | CachedClips | None:
+        """Find the features of what is shown, or decode it; see `answerers.Answerer`."""
+        if condition in self._caches:
+            with contextlib.suppress(BrokenFeaturesError, OSError):
+                return self._caches[condition].load(question.video)
+        return self._watcher(question, condition)
 
     def answer(
-        self, questions: Sequence[Question], condition: str, seen: VideoClips | None
+        self,
+        questions: Sequence[Question],
+        condition: str,
+        seen: VideoClips | CachedClips | None,
     ) -> list[Answer]:
         """Answer questions about one video; see `answerers.Answerer`.
 
         Raises:
             ValueError: A prompt is longer than the LLM's context, or subtitles cannot be read.
         """
-        medium = _medium(seen, condition)
-        clip_features = self._encode(medium)
+        if isinstance(seen, VideoClips) and condition in self._caches:
+            cache, video = self._caches[condition], questions[0].video
+            cache.save(video, self._encode(_medium(seen, condition)), seen)
+            seen = cache.load(video)  # to answer the same whether it was there or not
+        if isinstance(seen, CachedClips):
+            features, seen = seen.features, seen.clips
+            medium = _medium(seen, condition)
+            clip_features: Tensor | None = features.to(self.model.device, self.model.dtype)
+        else:
+            medium = _medium(seen, condition)
+            clip_features = self._encode(medium) if medium else None
         spans_s = prompts.shown_spans(seen)
         shown = [
             _Shown(medium, clip_features, prompts.subtitles_text(question, spans_s))
@@ -195,10 +222,8 @@ class ApolloAnswerer:
     # ---- what the model does ---------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _encode(self, medium: list[Part]) -> Tensor | None:
-        """Run the encoders on the medium, if there is one."""
-        if not medium:
-            return None
+    def _encode(self, medium: list[Part]) -> Tensor:
+        """Run the encoders on the medium."""
         batch = self.processor([[{"role": "user", "content": medium}]])
         return self.model.encode([pixels.to(self.model.device) for pixels in batch["pixel_values"]])
 
@@ -282,6 +307,20 @@ class ApolloAnswerer:
                 f"{name} needs {num_tokens} tokens, and the LLM's context has {most}; evaluate "
                 "without subtitles, or save the model's processor with fewer max_clips"
             )
+
+    def _open_caches(self, folder: Path) -> dict[str, FeatureCache]:
+        """Open a cache for each condition that shows the same of a file whoever asks."""
+        made_by = {
+            "encoders": fingerprint(self.model.parts()["encoders"]),
+            "sampling": asdict(sampling_of(self.processor)),
+            "preprocessing": self.processor.preprocessing,
+            "decoder_scaling": self.processor.decoder_scaling,
+            "dtype": str(self.model.dtype),
+        }
+        return {
+            name: FeatureCache(folder, {**made_by, "condition": name})
+            for name in ("video", "frame")
+        }
 
     def _processor_hash(self) -> str:
         """SHA-256 of what the processor makes of an example: tokens, and how frames are cut."""

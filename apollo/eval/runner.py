@@ -58,7 +58,7 @@ LOOK_AHEAD = 2
 MARKERS = {"world.json": "world", "manifest.json": "curated"}
 """File in a data folder -> the benchmark that the folder then is."""
 OPTIONS_OF = {
-    "apollo": ("dtype",),
+    "apollo": ("dtype", "feature_cache"),
     "huggingface": ("dtype", "num_frames"),
     "api": ("server", "num_frames", "send"),
 }

@@ -98,7 +98,7 @@ def run(study: Study, point: Point, folder: Path) -> Mapping[str, Any]:
     train_s = time.monotonic() - started
     metrics: dict[str, float] = {}
     for name, asking in study.asking.items():
-        metrics |= _ask(study, name, asking, model_dir, folder)
+        metrics |= _ask(study, name, asking, model_dir, folder, _features_of(config))
     return {
         "metrics": metrics,
         "timing": {
@@ -128,15 +128,30 @@ def _train(config: TrainConfig, num_gpus: int) -> Path:
     return config.out_dir / "model"
 
 
+def _features_of(config: TrainConfig) -> Path | None:
+    """Where what the encoders make of the questions' videos is kept for other points.
+
+    None where no other point has the same: if they are trained.
+    """
+    if not config.feature_cache_dir or any(s.learning_rates["encoders"] for s in config.stages):
+        return None
+    return config.feature_cache_dir / "asked"  # apart: what lies above is counted to tell times
+
+
 def _ask(
-    study: Study, name: str, asking: Asking, model_dir: Path, folder: Path
+    study: Study,
+    name: str,
+    asking: Asking,
+    model_dir: Path,
+    folder: Path,
+    feature_cache: Path | None,
 ) -> dict[str, float]:
     """Per cent right: of all, of each class and the mean over families."""
     model = _sampled_as(asking, model_dir, folder / f"model-{name.replace(' ', '-')}")
     benchmark, _ = recognise(study.questions)
     questions = read_benchmark(benchmark, study.questions)
     scoring = pick_scoring(str(model), None, BENCHMARKS[benchmark].scoring)
-    answerer = make_answerer(str(model), scoring=scoring)
+    answerer = make_answerer(str(model), scoring=scoring, feature_cache=feature_cache)
     out_dir = folder / f"eval-{name.replace(' ', '-')}"
     tables = evaluate(answerer, questions, [asking.condition], out_dir)
     overall = tables["overall"]["all"][asking.condition]
