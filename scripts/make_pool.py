@@ -45,10 +45,10 @@ FROZEN_LLM = {"encoders": 0.0, "connector": 2e-3, "llm": 0.0}
 BRANCHES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "micro_pictures": (SHIPPED, 200, {"kinds": ("text", "image", "multi_image")}),
     "micro_video": (SHIPPED, 200, {"kinds": ("video",)}),
-    "0.3m": ("0.3m", 600, {}),
+    "0.3m": ("0.3m", 450, {}),
     "0.3m_few": ("0.3m", 150, {}),
     "0.3m_seed1": ("0.3m", 300, {"seed": 1}),
-    "1m": ("1m", 600, {}),
+    "1m": ("1m", 450, {}),
     "1m_few": ("1m", 150, {}),
     "1m_connector": ("1m", 300, {"learning_rates": FROZEN_LLM}),
     "1m_image": ("1m_image", 300, {}),
