@@ -15,7 +15,7 @@ from apollo.cli import main
 from apollo.model.configuration import ConnectorSettings
 from apollo.model.encoders import ENCODERS, grid, preprocessing
 from apollo.train import encoder_parts, llm_part, parts, self_supervised
-from apollo.train.growing import grow
+from apollo.train.growing import deepen, widen
 from apollo.train.joining import join_parts, load_tokenizer
 from apollo.train.log import read_log
 from apollo.train.recipes import ModelSettings
@@ -193,7 +193,7 @@ def test_a_grown_model_says_the_same_and_its_copies_learn_different_things(token
     small = llm_part.language_model(tokenizer, 64, 2, 32).eval()
     for parameter in small.parameters():  # biases and norms are not all zero and one
         parameter.data += 0.1 * torch.randn_like(parameter)
-    large = grow(small, copies).eval()
+    large = widen(small, copies).eval()
     assert large.config.hidden_size == copies * 64 and large.dtype == torch.float32
     ids = torch.randint(0, 900, (2, 30))
     logits = large(input_ids=ids).logits
@@ -206,10 +206,23 @@ def test_a_grown_model_says_the_same_and_its_copies_learn_different_things(token
             assert (first - last).norm() > 0.01 * first.norm(), name
 
 
+def test_a_deeper_model_says_the_same_and_all_its_layers_learn(tokenizer):
+    torch.manual_seed(0)
+    small = llm_part.language_model(tokenizer, 64, 2, 32).eval()
+    large = deepen(small, 5).eval()
+    ids = torch.randint(0, 900, (2, 30))
+    assert torch.equal(large(input_ids=ids).logits, small(input_ids=ids).logits)
+    large(input_ids=ids, labels=ids).loss.backward()
+    for layer in large.model.layers:
+        assert layer.self_attn.o_proj.weight.grad.norm() > 0
+        assert layer.mlp.down_proj.weight.grad.norm() > 0
+
+
 @pytest.mark.parametrize("name", parts.GROWN)
 def test_a_grown_part_has_about_the_parameters_of_its_name(name):
-    shape = parts.GROWN[name]
-    model = grow(Qwen2ForCausalLM.from_pretrained(shape["small"]), shape["copies"])
+    shape = dict(parts.GROWN[name].shape)
+    small = Qwen2ForCausalLM.from_pretrained(shape.pop("small"))
+    model = widen(small, **shape) if "copies" in shape else deepen(small, **shape)
     promised = float(re.fullmatch(r"llm-([0-9.]+)m", name)[1])
     assert model.num_parameters() / 1e6 == pytest.approx(promised, rel=0.15)
 
@@ -461,9 +474,9 @@ def small_steps(monkeypatch):
 
 
 def train_part(name, tokenizer, out, resume=False):
-    # Of eight steps the language model's second lesson has two, of four a grown one's; the
-    # encoders take two.
-    steps = 4 if name in parts.GROWN else 8 if name.startswith("llm") else 2
+    # Of eight steps the language model's second lesson has two, of ten the last of the wider one;
+    # the others take two.
+    steps = {"llm-9m": 2, "llm-4m": 10}.get(name, 8 if name.startswith("llm") else 2)
     part = parts.PARTS[name]
     part.train(llm_part.PartRun(tokenizer, out, steps, seed=0, resume=resume), **part.shape)
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from apollo.messages import Message, question_prompt
 from apollo.runtime import read_jsonl
 from apollo.train.checkpoint import latest_checkpoint
-from apollo.train.growing import grow
+from apollo.train.growing import deepen, widen
 from apollo.train.trainer import LoopSettings, Schedule, run_stage
 from apollo.world import corpus, drills, language
 from apollo.world.questions import FAMILIES, ask_all
@@ -143,12 +143,14 @@ LESSONS = (
     Lesson("long reading", 0.15, functools.partial(reading, longest_s=120.0, drilled=0.25)),
 )
 """First to look things up, in transcripts so short that there is little to look at; then scenes."""
-GROWN_LESSONS = (
+WIDER_LESSONS = (
     replace(LESSONS[-2], share=0.4),
     replace(LESSONS[-1], share=0.4),
     Lesson("practice", 0.2, practice),
 )
-"""What a model that was grown from one that had all lessons goes on with."""
+"""What a model goes on with that is wider than the one that had all lessons."""
+DEEPER_LESSONS = (Lesson("practice", 1.0, practice),)
+"""And one that is deeper than one that had these, too."""
 
 
 def text_batches(
@@ -446,17 +448,29 @@ def train_language_model(run: PartRun, width: int, layers: int, head_dim: int) -
     _teach(language_model(run.tokenizer, width, layers, head_dim), run, LESSONS)
 
 
-def train_grown_model(run: PartRun, small: str, copies: int) -> None:
-    """Go on with a trained language model as a wider one, see `growing.grow`.
+def train_wider_model(run: PartRun, small: str, copies: int) -> None:
+    """Go on with a trained language model as a wider one, see `growing.widen`.
 
     Args:
         run: Its tokenizer is that of the small model.
-        small: Folder of the small model.
+        small: Folder of the small model, which has had `LESSONS`.
         copies: How many times as wide it gets.
     """
     torch.manual_seed(run.seed)
-    model = grow(Qwen2ForCausalLM.from_pretrained(small), copies)
-    _teach(model, run, GROWN_LESSONS, first=len(LESSONS))
+    model = widen(Qwen2ForCausalLM.from_pretrained(small), copies)
+    _teach(model, run, WIDER_LESSONS, first=len(LESSONS))
+
+
+def train_deeper_model(run: PartRun, small: str, layers: int) -> None:
+    """Go on with a trained language model as a deeper one, see `growing.deepen`.
+
+    Args:
+        run: Its tokenizer is that of the small model.
+        small: Folder of the small model, which has had `LESSONS` and `WIDER_LESSONS`.
+        layers: How many layers it gets.
+    """
+    model = deepen(Qwen2ForCausalLM.from_pretrained(small), layers)
+    _teach(model, run, DEEPER_LESSONS, first=len(LESSONS) + len(WIDER_LESSONS))
 
 
 def _teach(

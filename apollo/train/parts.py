@@ -28,9 +28,10 @@ from apollo.train.encoder_parts import (
 from apollo.train.joining import load_tokenizer
 from apollo.train.llm_part import (
     PartRun,
-    train_grown_model,
+    train_deeper_model,
     train_language_model,
     train_tokenizer,
+    train_wider_model,
     wrap_tokenizer,
 )
 from apollo.train.recipes import PARTS_DIR
@@ -58,16 +59,15 @@ LADDER = {
     "llm-1m": {"width": 128, "layers": 5, "head_dim": 32},
 }
 """Shapes of language models, named by their parameters."""
-SMALL_LLM = str(PARTS_DIR / "llm-1m")
 GROWN = {
-    "llm-4m": {"small": SMALL_LLM, "copies": 2},
-    "llm-9m": {"small": SMALL_LLM, "copies": 3},
+    "llm-4m": Part(train_wider_model, {"small": str(PARTS_DIR / "llm-1m"), "copies": 2}, 2000),
+    "llm-9m": Part(train_deeper_model, {"small": str(PARTS_DIR / "llm-4m"), "layers": 12}, 600),
 }
-"""Language models that start as a smaller one: 256 and 384 wide."""
+"""Language models that start as a smaller one: of twice the width, then of 12 layers."""
 
 PARTS: dict[str, Part] = {
     **{name: Part(train_language_model, shape, 9600) for name, shape in LADDER.items()},
-    **{name: Part(train_grown_model, shape, 2000) for name, shape in GROWN.items()},
+    **GROWN,
     "siglip": Part(train_siglip, SMALL, 1800),
     "siglip-large": Part(train_siglip, LARGE, 1800),
     "dinov2": Part(train_dinov2, SMALL, 3600),
