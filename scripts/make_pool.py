@@ -6,7 +6,7 @@ They differ in LLM, encoders, connector, in what learns, for how long, and in se
 share parts share one training on captions, of which each is a branch; one more is the model that
 ships. Conditions are the video, one frame and the text alone. What was answered goes into
 benchmarks/pool, a small table for each pool and model; models that are there are left out, so that
-run again after a stop, on any machine, it goes on where it was. Some four hours of one core. Names
+run again after a stop, on any machine, it goes on where it was. Hours of one core. Names
 make these models alone: two processes share the work if no trunk is in both.
 """
 
@@ -27,8 +27,8 @@ RUNS, TABLES = Path("runs/pool"), Path("benchmarks/pool")
 TRAIN_VIDEOS = 2000
 VIDEOS = {2: 1750, 3: 400}
 """Seed of a pool -> its videos: some 8,600 and 2,000 questions."""
-FIELDS = ("question_id", "condition", "prediction", "answer", "num_options")
-LABELS = ("benchmark", "video", "family", "needs", "duration_s")
+FIELDS = ("benchmark", "question_id", "video", "family", "needs", "duration_s", "condition",
+          "num_options", "answer", "prediction")  # fmt: skip
 IMAGE, VIDEO = (str(PARTS_DIR / name) for name in ("siglip", "internvideo2"))
 MLP = replace(micro().model.connector, resampler="mlp_pool")
 SHIPPED = "micro"
@@ -132,7 +132,7 @@ def write_table(name: str, answers: Path, table: Path) -> None:
     """Keep of a model's predictions what an audit reads."""
     rows = [
         {"model": name, "class": each.question_class}
-        | {field: getattr(each, field) for field in FIELDS + LABELS}
+        | {field: getattr(each, field) for field in FIELDS}
         for each in read_predictions(answers)
     ]
     table.parent.mkdir(parents=True, exist_ok=True)

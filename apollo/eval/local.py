@@ -132,13 +132,12 @@ class ApolloAnswerer:
             cache, video = self._caches[condition], questions[0].video
             cache.save(video, self._encode(_medium(seen, condition)), seen)
             seen = cache.load(video)  # to answer the same whether it was there or not
+        clip_features: Tensor | None = None
         if isinstance(seen, CachedClips):
-            features, seen = seen.features, seen.clips
-            medium = _medium(seen, condition)
-            clip_features: Tensor | None = features.to(self.model.device, self.model.dtype)
-        else:
-            medium = _medium(seen, condition)
-            clip_features = self._encode(medium) if medium else None
+            clip_features, seen = seen.features, seen.clips
+        medium = _medium(seen, condition)
+        if medium and clip_features is None:
+            clip_features = self._encode(medium)
         spans_s = prompts.shown_spans(seen)
         shown = [
             _Shown(medium, clip_features, prompts.subtitles_text(question, spans_s))

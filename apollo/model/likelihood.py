@@ -15,17 +15,13 @@ Shapes: B rows, P length of the prefix, L length of the rows, D width, V vocabul
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
-from .modeling import CACHE
-
-if TYPE_CHECKING:
-    from .modeling import ApolloForConditionalGeneration
+from .modeling import CACHE, ApolloForConditionalGeneration
 
 LENGTH_MULTIPLE = 16
 """Rows are padded to a multiple of so many tokens: few shapes, and never fewer than 8 rows."""
@@ -70,7 +66,7 @@ class Row:
 
 @torch.inference_mode()
 def read_prefix(
-    model: "ApolloForConditionalGeneration", ids: list[int], clip_features: Tensor | None = None
+    model: ApolloForConditionalGeneration, ids: list[int], clip_features: Tensor | None = None
 ) -> Cache:
     """Let the LLM read what rows share.
 
@@ -107,7 +103,7 @@ def repeated(prefix: Cache, num_rows: int, length: int | None = None) -> Cache:
 
 @torch.inference_mode()
 def log_probabilities(
-    model: "ApolloForConditionalGeneration", prefix: Cache, rows: Sequence[Row], batch_size: int
+    model: ApolloForConditionalGeneration, prefix: Cache, rows: Sequence[Row], batch_size: int
 ) -> list[list[float]]:
     """Log-probability of each text of each row, summed over its tokens.
 
@@ -130,7 +126,7 @@ def log_probabilities(
 
 
 def _read_batch(
-    model: "ApolloForConditionalGeneration", prefix: Cache, rows: list[Row]
+    model: ApolloForConditionalGeneration, prefix: Cache, rows: list[Row]
 ) -> list[list[float]]:
     """Read rows of one padded length; see `log_probabilities`."""
     num_shared, num_padded = prefix.get_seq_length(), rows[0].padded_length

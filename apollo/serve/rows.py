@@ -13,17 +13,14 @@ width of the LLM, P tokens of a prefix.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from apollo.model.modeling import CACHE
-
-if TYPE_CHECKING:
-    from apollo.model import ApolloForConditionalGeneration
+from apollo.model.modeling import CACHE, ApolloForConditionalGeneration
 
 SLOT_MULTIPLE = 64
 """Attention spans a multiple of so many slots: few shapes, and kernels that add in one order."""
@@ -78,7 +75,7 @@ class Rows(Cache):
 
     @torch.inference_mode()
     def read(
-        self, model: "ApolloForConditionalGeneration", embeds: Tensor, num_new: Sequence[int]
+        self, model: ApolloForConditionalGeneration, embeds: Tensor, num_new: Sequence[int]
     ) -> Tensor:
         """Let the LLM read on in every row.
 

@@ -496,7 +496,7 @@ def relation_end(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not cases:
         return None
     changed = [case for case in cases if case[2] != side_of(*case[:2], scene.duration_s / 2)]
-    if not changed and _given_away(rng, True):
+    if _given_away(rng, not changed):
         return None
     a, b, answer = _choose(rng, changed or cases)
     return Question(
