@@ -45,6 +45,8 @@ FROZEN_LLM = {"encoders": 0.0, "connector": 2e-3, "llm": 0.0}
 BRANCHES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "micro_pictures": (SHIPPED, 200, {"kinds": ("text", "image", "multi_image")}),
     "micro_video": (SHIPPED, 200, {"kinds": ("video",)}),
+    "micro_text": (SHIPPED, 200, {"kinds": ("text",)}),
+    "micro_images": (SHIPPED, 400, {"kinds": ("image",)}),
     "0.3m": ("0.3m", 450, {}),
     "0.3m_few": ("0.3m", 150, {}),
     "0.3m_seed1": ("0.3m", 300, {"seed": 1}),
