@@ -219,12 +219,13 @@ def calibrate(study: Study, point: Point, folder: Path) -> dict[str, float]:
     rates, steps_s = _step_times(config, whole.stages)
     new, rest_s = _num_features(config) - cached, train_s - steps_s
     left = max(0, _num_media(config.data_dir) - cached - new)
+    asked = [_eval_times(study, each, model_dir, whole) for each in study.asking.values()]
     return {
         # Loading parts and data; where features were made, too, the two cannot be told apart.
         "start": min(rest_s, 5.0) if new else rest_s,
         "train": rates,
-        "eval": sum(_eval_time(study, asking, model_dir) for asking in study.asking.values()),
-        "features": rest_s / new * left if new else 0.0,
+        "eval": sum(always for always, _ in asked),
+        "features": (rest_s / new * left if new else 0.0) + sum(once for _, once in asked),
     }
 
 
@@ -241,15 +242,28 @@ def _step_times(config: TrainConfig, whole: Sequence[Any]) -> tuple[float, float
     return total, taken
 
 
-def _eval_time(study: Study, asking: Asking, model_dir: Path) -> float:
+def _eval_times(
+    study: Study, asking: Asking, model_dir: Path, config: TrainConfig
+) -> tuple[float, float]:
+    """Seconds of asking all questions, and more of it the first time, when features are made."""
     benchmark, _ = recognise(study.questions)
     questions = read_benchmark(benchmark, study.questions)
     scoring = pick_scoring(str(model_dir), None, BENCHMARKS[benchmark].scoring)
-    answerer = make_answerer(str(model_dir), scoring=scoring)
+    features = _features_of(config)
+    answerer = make_answerer(str(model_dir), scoring=scoring, feature_cache=features)
     some = questions[:CALIBRATION_QUESTIONS]
-    started = time.monotonic()
-    evaluate(answerer, some, [asking.condition], model_dir.parent / f"calibration-{asdict(asking)}")
-    return (time.monotonic() - started) * len(questions) / len(some)
+
+    def seconds(folder: str) -> float:
+        started = time.monotonic()
+        evaluate(answerer, some, [asking.condition], model_dir.parent / folder)
+        return (time.monotonic() - started) * len(questions) / len(some)
+
+    name = asdict(asking)
+    first = seconds(f"calibration-{name}")
+    if not features:
+        return first, 0.0
+    again = seconds(f"calibration-{name}-again")
+    return again, max(0.0, first - again)
 
 
 def _num_features(config: TrainConfig) -> int:
