@@ -406,7 +406,7 @@ def _curate(parser: Parser) -> None:
         "--balance",
         default="class",
         metavar="COLUMN",
-        help="spread over its values, or none (class)",
+        help="spread over its values; answers: over which models are right; or none (class)",
     )
     parser.add_argument(
         "--shares", choices=("pool", "equal"), default="pool", help="of these values (pool)"

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,15 +228,16 @@ def _share(part: int, whole: int) -> float | None:
 def measure(pool: Pool) -> dict[str, Any]:
     """What is planted, and how a set 41 times smaller than the pool ranks unseen models."""
     size = pool.num_questions // FACTOR
-    found = {}
+    found: dict[str, Any] = {}
     for rule in ("majority", "likely"):
-        each = validate(pool, Settings(size, rule=rule))
-        found[rule] = {
-            "clean_questions": round(each.num_clean),
-            "methods": each.methods,
-            "gain_over_random_r2": each.gain,
-            "random_sets_beaten": each.beaten,
-        }
+        for balance in ("class", "answers"):
+            each = validate(pool, Settings(size, rule=rule, balance=balance))
+            found.setdefault(rule, {})[f"spread over {balance}"] = {
+                "clean_questions": round(each.num_clean),
+                "methods": each.methods,
+                "gain_over_random_r2": each.gain,
+                "random_sets_beaten": each.beaten,
+            }
     return {
         "questions": pool.num_questions,
         "models": len(pool.models),
@@ -250,9 +252,12 @@ def gain(world: World) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
     for seed in range(NUM_POOLS):
         pool = simulate(8200, 12, 100 + seed, world)
-        each = validate(pool, Settings(pool.num_questions // FACTOR), num_splits=20)
-        for name, measures in each.methods.items():
-            found.setdefault(name, []).append(round(measures["r2"].mean, 4))
+        for balance in ("class", "answers"):
+            settings = Settings(pool.num_questions // FACTOR, balance=balance)
+            each = validate(pool, settings, num_splits=20)
+            for name, measures in each.methods.items():
+                way = name if name == "random" else f"{name}, spread over {balance}"
+                found.setdefault(way, []).append(round(measures["r2"].mean, 4))
     return {name: {"mean": float(np.mean(r2)), "pools": r2} for name, r2 in found.items()}
 
 
@@ -283,6 +288,10 @@ def main() -> None:
             result["simulated"] = {
                 name: measure(simulate(8200, 12, seed, world)) | {"r2_over_pools": gain(world)}
                 for seed, (name, world) in enumerate(worlds.items())
+            }
+            kin = replace(World(), lean=0.6)
+            result["simulated"]["models that guess alike"] = {
+                "planted": planted(simulate(8200, 12, 0, kin))
             }
         if options.part in ("speed", "all"):
             result["speed"] = speed()

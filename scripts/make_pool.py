@@ -1,4 +1,4 @@
-"""Train a dozen micro models that answer two pools of questions, for benchmarks/curation.py.
+"""Train fourteen micro models that answer two pools of questions, for benchmarks/curation.py.
 
     python scripts/make_pool.py [NAME ...]
 

@@ -84,6 +84,12 @@ def test_balance_and_videos():
     single = choose(POOL, Settings(300, per_video=1))
     videos = POOL.columns["video"].codes[single.rows]
     assert len(set(videos)) == len(videos) and VIDEO in single.reasons
+    few = POOL.of_models(np.arange(6))
+    by_answers = choose(few, Settings(200, balance="answers"))
+    clean = np.isin(by_answers.reasons, (KEPT, RANK))
+    right = few.right("video")
+    gaps = right[:, by_answers.rows].mean(axis=1) - right[:, clean].mean(axis=1)
+    assert np.abs(gaps).max() < 0.03  # each model scores as in the pool
     everything = choose(POOL, Settings(5000, balance="none"))
     assert RANK not in everything.reasons and len(everything.rows) < 5000
 

@@ -28,6 +28,7 @@ REASONS = {
 }
 RULES = ("majority", "likely")
 SHARES = ("pool", "equal")
+ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Settings:
             correlation: with ten models, entropy has six values.
         rule: "majority", what more than half of the models answer is dropped (the paper's); or
             "likely", what more than half of all such models know (`shortcuts.answerable`).
-        balance: A column over whose values the questions are spread, or "none".
+        balance: A column over whose values the questions are spread; "answers", spread over which
+            of the models are right, so that each model scores as in the pool; or "none".
         shares: "pool", as frequent as in the pool; or "equal".
         per_video: Most questions of one video; 0 for any number.
 
@@ -59,7 +61,7 @@ class Settings:
         allowed = {
             "ranking": tuple(RANKINGS),
             "rule": RULES,
-            "balance": (*COLUMNS, "none"),
+            "balance": (*COLUMNS, ANSWERS, "none"),
             "shares": SHARES,
         }
         for name, values in allowed.items():
@@ -149,8 +151,11 @@ def _spread(pool: Pool, order: np.ndarray, settings: Settings) -> tuple[np.ndarr
     Returns:
         Places of the questions taken, and of those passed over since their video was full.
     """
-    groups = np.zeros(pool.num_questions, np.int32)
-    if settings.balance != "none":
+    if settings.balance == ANSWERS:
+        groups = _who_is_right(pool, settings.size)
+    elif settings.balance == "none":
+        groups = np.zeros(pool.num_questions, np.int32)
+    else:
         groups = pool.columns[settings.balance].codes
     sizes = np.bincount(groups)
     weights = sizes if settings.shares == "pool" else np.ones(len(sizes))
@@ -162,8 +167,8 @@ def _spread(pool: Pool, order: np.ndarray, settings: Settings) -> tuple[np.ndarr
     taken: dict[int, int] = {}
     kept: list[int] = []
     full: list[int] = []
-    # The group that is furthest behind its share comes next.
-    turns = [(1 / weight, group) for group, weight in enumerate(weights) if weight]
+    # The group that is furthest behind its share comes next, shares being rounded (Sainte-Lague).
+    turns = [(0.5 / weight, group) for group, weight in enumerate(weights) if weight]
     heapq.heapify(turns)
     while turns and len(kept) < settings.size:
         behind, group = heapq.heappop(turns)
@@ -177,6 +182,20 @@ def _spread(pool: Pool, order: np.ndarray, settings: Settings) -> tuple[np.ndarr
             heapq.heappush(turns, (behind + 1 / weights[group], group))
             break
     return np.array(kept, dtype=np.int64), np.array(full, dtype=np.int64)
+
+
+def _who_is_right(pool: Pool, size: int) -> np.ndarray:
+    """Number questions by which models are right on the video: int (Q,), at most `size` numbers.
+
+    So only of log2(size) models, from the weakest to the strongest, if there are more.
+    """
+    right = pool.right("video")
+    by_score = np.argsort(right.mean(axis=1))
+    most = max(1, min(len(right), int(np.log2(size))))
+    number = np.zeros(pool.num_questions, np.int64)
+    for place in np.linspace(0, len(right) - 1, most).round().astype(int):
+        number = 2 * number + right[by_score[place]]
+    return np.unique(number, return_inverse=True)[1]
 
 
 def counts_by_reason(choice: Choice) -> dict[str, int]:

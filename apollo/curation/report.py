@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from apollo.curation.audit import Audit, CurvePoint, Estimate, Group, rows_by_id
 from apollo.curation.curate import FRAME, TEXT, Choice, counts_by_reason, describe
-from apollo.curation.records import Pool
+from apollo.curation.records import COLUMNS, Pool
 from apollo.curation.redundancy import Accuracies, Disagreement, Redundancy
 from apollo.curation.validate import MEASURES, Cost, Validation
 from apollo.eval import report
@@ -373,10 +373,10 @@ def curation_page(
         choice: What became of each question.
         validation: None where there are too few models.
         cost: What the small benchmark saves.
-        balance: The column over which questions were spread, or "none".
+        balance: `Settings.balance`: its table comes first, if it is a column.
         questions: Texts and videos, as far as they are known.
     """
-    columns = [name for name in dict.fromkeys((balance, "class", "benchmark")) if name != "none"]
+    columns = [name for name in dict.fromkeys((balance, "class", "benchmark")) if name in COLUMNS]
     tables = [
         report.table(
             [column, "in the pool", "kept"],
