@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich import box
@@ -111,25 +112,27 @@ def forecast(
     study: Study, lines: Sequence[Line], calibrated: Mapping[tuple[str, ...], float]
 ) -> list[Forecast]:
     """How long each point took or will take: by its own line, its other seeds, a calibration, or
-    the mean of the study, whichever is there first.
+    the mean of the study, whichever is there first; features that others made are not made again.
     """
-    by_levels: dict[tuple[str, ...], dict[int, float]] = {}
+    by_levels: dict[tuple[str, ...], dict[int, Line]] = {}
     for line in lines:
         levels = tuple(line["levels"].get(axis, "") for axis in study.axes)
-        by_levels.setdefault(levels, {})[line["seed"]] = line["seconds"]
-    all_seconds = [line["seconds"] for line in lines]
+        by_levels.setdefault(levels, {})[line["seed"]] = line
+    again = {
+        id(line): line["seconds"] - line.get("timing", {}).get("features_s", 0.0) for line in lines
+    }
     forecasts = []
     for point in study.points():
         levels = tuple(point.levels.values())
         seeds = by_levels.get(levels, {})
         if point.seed in seeds:
-            seconds, how = seeds[point.seed], FINISHED
+            seconds, how = seeds[point.seed]["seconds"], FINISHED
         elif seeds:
-            seconds, how = sum(seeds.values()) / len(seeds), BY_SEEDS
+            seconds, how = fmean(again[id(line)] for line in seeds.values()), BY_SEEDS
         elif levels in calibrated:
             seconds, how = calibrated[levels], CALIBRATED
-        elif all_seconds:
-            seconds, how = sum(all_seconds) / len(all_seconds), BY_STUDY
+        elif again:
+            seconds, how = fmean(again.values()), BY_STUDY
         else:
             forecasts.append(Forecast(point.label, None, "not known"))
             continue

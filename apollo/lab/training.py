@@ -37,6 +37,8 @@ NOT_OUTCOME = ("out_dir", "feature_cache_dir", "video_time_limit_s")
 OUTCOME_OF_LOOP = ("seed", "mixed_precision")
 CALIBRATION_STEPS = 12
 CALIBRATION_QUESTIONS = 60
+START_S = 5.0
+"""Seconds that loading parts and data takes (measured), where making features hides them."""
 
 
 def resolve(study: Study, point: Point) -> TrainConfig:
@@ -94,17 +96,26 @@ def run(study: Study, point: Point, folder: Path) -> Mapping[str, Any]:
     """
     started = time.monotonic()
     config = replace(resolve(study, point), out_dir=folder / "train")
+    learned, asked = config.feature_cache_dir, _features_of(config)
+    had = _num_features(learned), _num_features(asked)
     model_dir = _train(config, torch.cuda.device_count())
     train_s = time.monotonic() - started
     metrics: dict[str, float] = {}
     for name, asking in study.asking.items():
-        metrics |= _ask(study, name, asking, model_dir, folder, _features_of(config))
+        metrics |= _ask(study, name, asking, model_dir, folder, asked)
+    new = _num_features(learned) - had[0], _num_features(asked) - had[1]
+    stages = stage_times(config)
+    features_s = 0.0
+    if new[0] > 0:  # those of the questions' videos take as long each as those learnt from
+        features_s = max(0.0, train_s - sum(each["seconds"] for each in stages.values()) - START_S)
+        features_s *= 1 + new[1] / new[0]
     return {
         "metrics": metrics,
         "timing": {
             "train_s": round(train_s, 2),
             "eval_s": round(time.monotonic() - started - train_s, 2),
-            "stages": stage_times(config),
+            "features_s": round(features_s, 2),
+            "stages": stages,
         },
         "config": _changed(replace(config, out_dir=Path())),
         "inputs": inputs_of(study, config),
@@ -212,17 +223,16 @@ def calibrate(study: Study, point: Point, folder: Path) -> dict[str, float]:
     config = replace(
         whole, stages=stages, out_dir=folder / "train", loop=replace(whole.loop, log_every=2)
     )
-    cached = _num_features(config)
+    cached = _num_features(config.feature_cache_dir)
     started = time.monotonic()
     model_dir = _train(config, torch.cuda.device_count())
     train_s = time.monotonic() - started
     rates, steps_s = _step_times(config, whole.stages)
-    new, rest_s = _num_features(config) - cached, train_s - steps_s
+    new, rest_s = _num_features(config.feature_cache_dir) - cached, train_s - steps_s
     left = max(0, _num_media(config.data_dir) - cached - new)
     asked = [_eval_times(study, each, model_dir, whole) for each in study.asking.values()]
     return {
-        # Loading parts and data; where features were made, too, the two cannot be told apart.
-        "start": min(rest_s, 5.0) if new else rest_s,
+        "start": min(rest_s, START_S) if new else rest_s,
         "train": rates,
         "eval": sum(always for always, _ in asked),
         "features": (rest_s / new * left if new else 0.0) + sum(once for _, once in asked),
@@ -266,10 +276,8 @@ def _eval_times(
     return again, max(0.0, first - again)
 
 
-def _num_features(config: TrainConfig) -> int:
-    if not config.feature_cache_dir:
-        return 0
-    return FeatureCache(config.feature_cache_dir, {}).size().num_files
+def _num_features(folder: Path | None) -> int:
+    return FeatureCache(folder, {}).size().num_files if folder else 0
 
 
 def _num_media(folder: Path) -> int:
