@@ -210,8 +210,9 @@ def test_a_conversation_plain_and_streamed(server, client, plain_video, model_an
             model=listed.id, messages=messages, stream=True, stream_options={"include_usage": True}
         )
     )
-    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == expected[1]
-    assert len(chunks) > 4 and chunks[-2].choices[0].finish_reason == "stop"
+    words = [c.choices[0].delta.content for c in chunks[:-1] if c.choices[0].delta.content]
+    assert "".join(words) == expected[1] and len(words) >= len(expected[1].split())
+    assert chunks[-2].choices[0].finish_reason == "stop"
     usage = chunks[-1].usage
     assert server.engine.counts["clips_encoded"] == num_clips  # the video was not encoded again
     assert usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens < 40
