@@ -444,13 +444,19 @@ def _load_batches(
         sampler=numbers,
         num_workers=loop.num_workers,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=_begin_loading,
         multiprocessing_context="fork" if loop.num_workers else None,  # not so by default on 3.14
     )
     # Workers are forked, and a video decoder's threads do not live on in a fork: were a decoder
     # among the garbage that a worker collects, it would wait for those threads for ever.
     gc.collect()
     return iter(loader)
+
+
+def _begin_loading(worker: int) -> None:
+    """In each process that makes batches, first."""
+    leave_signals_to_parent(worker)
+    keep_freed_memory(False)
 
 
 # ---- within the loop
