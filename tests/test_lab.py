@@ -495,6 +495,18 @@ def test_the_same_ledgers_give_the_same_page(tmp_path):
         assert link in text and (tmp_path / "a" / link).is_file()
 
 
+def test_the_page_is_that_of_the_ledgers_beside_it():
+    """docs/findings.md is never typed; its figures are as old as it."""
+    docs = Path(__file__).parent.parent / "docs"
+    studies = [make("micro") for make in STUDIES.values()]
+    ledgers = {
+        study.name: Ledger(docs / "ledgers", study.name, "micro").read() for study in studies
+    }
+    figures = {}
+    assert findings_text(studies, ledgers, figures) == (docs / "findings.md").read_text()
+    assert set(figures) == {path.name for path in (docs / "figures").iterdir()}
+
+
 def test_findings_are_judged_over_studies():
     studies = [STUDIES["schedules"]("micro"), STUDIES["encoder-data"]("micro")]
     good = {"13": 20, "7": 10, "5": 5, "1": 0, "3": -10, "16": -10, "videos": 10, "mixture": 0}
