@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import time
 
 import numpy as np
@@ -13,10 +14,11 @@ from serving import ask, running, show
 
 from apollo.chat import VideoChat, load_model
 from apollo.serve.engine import Engine
-from apollo.serve.jobs import Job, Prompt, PromptError, Text, Wishes
+from apollo.serve.jobs import Event, Job, Prompt, PromptError, Text, Wishes
 from apollo.serve.media import MediaLimits, MediaStore
 from apollo.serve.rows import Prefix, PrefixCache
-from apollo.serve.server import Settings
+from apollo.serve.schema import Reply
+from apollo.serve.server import Answer, Settings
 from apollo.serve.sources import RefusedError, Source
 
 QUESTIONS = ("What happens first?", "List the events, the last first.", "Describe the video.")
@@ -192,6 +194,27 @@ def test_text_comes_in_pieces_that_make_up_the_whole(model_and_processor, stop):
 # ---- the server, through OpenAI's client ---------------------------------------------------------
 
 
+def test_words_are_sent_as_they_come():
+    """One by one to who is quick; together to who is not."""
+
+    async def stream():
+        answer, sent = Answer(job=None, events=asyncio.Queue()), []
+        chunks = answer.chunks(Reply("micro"), with_usage=False)
+        sent.append(await anext(chunks))  # the role
+        for word in ("white", " arch"):
+            answer.events.put_nowait(Event(word))
+            sent.append(await anext(chunks))
+        for event in (Event(" and"), Event(" ring"), Event("", "stop")):
+            answer.events.put_nowait(event)
+        return sent + [chunk async for chunk in chunks]
+
+    *data, done = [chunk.removeprefix("data: ").strip() for chunk in asyncio.run(stream())]
+    choices = [json.loads(each)["choices"][0] for each in data]
+    words = [each["delta"].get("content") for each in choices]
+    assert words == ["", "white", " arch", " and ring", None] and done == "[DONE]"
+    assert choices[-1]["finish_reason"] == "stop"
+
+
 def test_a_conversation_plain_and_streamed(server, client, plain_video, model_and_processor):
     (listed,) = client.models.list().data
     stored = client.files.create(file=plain_video.path.open("rb"), purpose="user_data")
@@ -210,8 +233,7 @@ def test_a_conversation_plain_and_streamed(server, client, plain_video, model_an
             model=listed.id, messages=messages, stream=True, stream_options={"include_usage": True}
         )
     )
-    words = [c.choices[0].delta.content for c in chunks[:-1] if c.choices[0].delta.content]
-    assert "".join(words) == expected[1] and len(words) >= len(expected[1].split())
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == expected[1]
     assert chunks[-2].choices[0].finish_reason == "stop"
     usage = chunks[-1].usage
     assert server.engine.counts["clips_encoded"] == num_clips  # the video was not encoded again
