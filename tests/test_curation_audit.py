@@ -64,6 +64,14 @@ def test_wrong_options_that_files_do_not_tell():
     assert (found == truth).mean() > 0.99
 
 
+def test_one_option_leaves_nothing_to_know():
+    pool = simulate(300, 8, 0)
+    single = np.arange(300) < 20
+    pool = dataclasses.replace(pool, num_options=np.where(single, 1, 4).astype(np.int16))
+    assert (answerable(pool, "text")[single] == 0).all()
+    assert np.isfinite(answerable(pool, "text", kinds_of(pool))).all()
+
+
 @pytest.mark.parametrize("lean", [0, 0.5])
 def test_luck_is_no_shortcut(lean):
     """Where all models guess, the majority's rule finds shortcuts and the estimate finds none."""

@@ -42,8 +42,10 @@ def answerable(pool: Pool, condition: str, kinds: Labels | None = None) -> np.nd
     """
     right, ran = pool.counts(condition)
     codes = np.zeros(len(right), np.int64) if kinds is None else kinds.codes
-    found = np.empty(len(right))
+    found = np.zeros(len(right))
     for num_options in np.unique(pool.num_options):
+        if num_options == 1:  # nothing to know
+            continue
         rows = np.flatnonzero(pool.num_options == num_options)
         chosen = np.column_stack([right[rows], _wrong_options(pool, condition, rows)])
         limit = (1 + (1 / num_options if num_options else 0)) / 2

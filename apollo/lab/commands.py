@@ -112,15 +112,12 @@ def forecast(
     study: Study, lines: Sequence[Line], calibrated: Mapping[tuple[str, ...], float]
 ) -> list[Forecast]:
     """How long each point took or will take: by its own line, its other seeds, a calibration, or
-    the mean of the study, whichever is there first; features that others made are not made again.
+    the mean of the study, whichever is there first. Features are made once.
     """
     by_levels: dict[tuple[str, ...], dict[int, Line]] = {}
     for line in lines:
         levels = tuple(line["levels"].get(axis, "") for axis in study.axes)
         by_levels.setdefault(levels, {})[line["seed"]] = line
-    again = {
-        id(line): line["seconds"] - line.get("timing", {}).get("features_s", 0.0) for line in lines
-    }
     forecasts = []
     for point in study.points():
         levels = tuple(point.levels.values())
@@ -128,16 +125,21 @@ def forecast(
         if point.seed in seeds:
             seconds, how = seeds[point.seed]["seconds"], FINISHED
         elif seeds:
-            seconds, how = fmean(again[id(line)] for line in seeds.values()), BY_SEEDS
+            seconds, how = fmean(map(_seconds_again, seeds.values())), BY_SEEDS
         elif levels in calibrated:
             seconds, how = calibrated[levels], CALIBRATED
-        elif again:
-            seconds, how = fmean(again.values()), BY_STUDY
+        elif lines:
+            seconds, how = fmean(map(_seconds_again, lines)), BY_STUDY
         else:
             forecasts.append(Forecast(point.label, None, "not known"))
             continue
         forecasts.append(Forecast(point.label, seconds, how))
     return forecasts
+
+
+def _seconds_again(line: Line) -> float:
+    """What a point takes where its features are there."""
+    return line["seconds"] - line.get("timing", {}).get("features_s", 0.0)
 
 
 def _calibrated(study: Study, lines: Sequence[Line]) -> tuple[dict[tuple[str, ...], float], float]:
