@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -450,7 +453,20 @@ def _load_batches(
     # Workers are forked, and a video decoder's threads do not live on in a fork: were a decoder
     # among the garbage that a worker collects, it would wait for those threads for ever.
     gc.collect()
-    return iter(loader)
+    batches = iter(loader)
+    return _while_none_is_killed(batches, active_children())
+
+
+def _while_none_is_killed(batches: Iterator[Any], loaders: Sequence[BaseProcess]) -> Iterator[Any]:
+    """Iterate; a killed loader is seen as many things, from a lost connection to an early end."""
+    try:
+        yield from batches
+    except Exception as error:
+        for loader in loaders:
+            loader.join(0.1)  # what it leaves undone may be seen before its end
+        if any(loader.exitcode == -signal.SIGKILL for loader in loaders):
+            raise MemoryError("a process that loads batches is killed by signal: Killed") from error
+        raise
 
 
 def _begin_loading(worker: int) -> None:
@@ -480,11 +496,12 @@ class _FailedStep:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if _is_out_of_memory(error):
+            reason = (str(error) or repr(error)).splitlines()[0][:200]
             raise TooLittleMemoryError(
-                f"{self} ran out of memory ({str(error).splitlines()[0][:200]}). Use more, smaller "
-                "batches (a higher loop.gradient_accumulation), fewer clips (the stage's "
-                "max_clips), loop.gradient_checkpointing=true, fewer loop.num_workers, or "
-                f"more GPUs with loop.sharding=fsdp2; {how_to_go_on(self.run_dir)}"
+                f"{self} ran out of memory ({reason}). Use more, smaller batches (a higher "
+                "loop.gradient_accumulation), fewer clips (the stage's max_clips), "
+                "loop.gradient_checkpointing=true, fewer loop.num_workers, or more GPUs with "
+                f"loop.sharding=fsdp2; {how_to_go_on(self.run_dir)}"
             ) from error
 
     def __str__(self) -> str:
