@@ -19,8 +19,9 @@ from typing import Any
 
 from apollo.lab import training
 from apollo.lab.commands import BY_SEEDS, forecast
-from apollo.lab.ledger import Ledger, Line
+from apollo.lab.ledger import Line
 from apollo.lab.report import level_estimates, values_of
+from apollo.lab.runner import finished_lines
 from apollo.lab.spec import Study
 from apollo.lab.studies import STUDIES
 from apollo.runtime import environment
@@ -71,7 +72,7 @@ def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     for name in args.names:
         study = STUDIES[name]("micro")
-        lines = list(Ledger(LEDGERS, name, "micro").read())
+        lines = finished_lines(study, LEDGERS)
         if len(lines) < len(list(study.points())):
             print(f"{name}: {len(lines)} points in {LEDGERS}, not finished: left out")
             continue

@@ -35,10 +35,11 @@ from apollo.lab.report import (
     scaling_of,
     values_of,
 )
-from apollo.lab.runner import EXECUTORS, Work, find_study, points_of, work_through
+from apollo.lab.runner import EXECUTORS, Work, find_study, finished_lines, points_of, work_through
 from apollo.lab.scaling import Estimate
 from apollo.lab.spec import Asking, Claim, Side, Study
 from apollo.lab.studies import SCALES, STUDIES
+from apollo.runtime import append_jsonl
 
 ROOT = Path(__file__).parent.parent
 FAKES = f"{Path(__file__).parent}/lab_fakes.py"
@@ -499,9 +500,7 @@ def test_the_page_is_that_of_the_ledgers_beside_it():
     """docs/findings.md is never typed; its figures are as old as it."""
     docs = Path(__file__).parent.parent / "docs"
     studies = [make("micro") for make in STUDIES.values()]
-    ledgers = {
-        study.name: Ledger(docs / "ledgers", study.name, "micro").read() for study in studies
-    }
+    ledgers = {study.name: finished_lines(study, docs / "ledgers") for study in studies}
     figures = {}
     assert findings_text(studies, ledgers, figures) == (docs / "findings.md").read_text()
     assert set(figures) == {path.name for path in (docs / "figures").iterdir()}
@@ -519,6 +518,16 @@ def test_findings_are_judged_over_studies():
     good["mixture"] = 20
     ledgers["encoder-data"] = planted(studies[1], effect, noise=0.5)
     assert finding_verdicts(studies, ledgers) == {8: REPRODUCED, 9: NOT_REPRODUCED}
+
+
+def test_lines_of_other_settings_do_not_count(tmp_path, log, capsys):
+    run(tmp_path)
+    ledger = tmp_path / "lab" / "ledgers" / "fake.micro.jsonl"
+    line = json.loads(ledger.read_text().splitlines()[0])
+    append_jsonl(ledger, {**line, "hash": "0" * 64, "metrics": {"video": 0.0}})
+    study = find_study(f"{FAKES}:quick", "micro")
+    assert finished_lines(study, ledger.parent) == lines_of(tmp_path)[:-1]
+    assert f"1 of {NUM_POINTS + 1} lines do not count" in capsys.readouterr().err
 
 
 def test_report_of_one_study_is_printed(tmp_path, log, capsys):

@@ -1,8 +1,8 @@
 """`apollo study list | plan | run | report`: the lab on the command line.
 
 Here because each command only joins what the other modules do. A study is a name of
-`studies.STUDIES` or, for one's own, FILE.py:FUNCTION. Free of torch until something is planned or
-run. Next: docs/studies.md.
+`studies.STUDIES` or, for one's own, FILE.py:FUNCTION. Free of torch until a ledger is read.
+Next: docs/studies.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from apollo.lab.findings import findings_text, write_findings
 from apollo.lab.ledger import Line
-from apollo.lab.runner import EXECUTORS, Work, find_study, ledger_of, measure_of
+from apollo.lab.runner import EXECUTORS, Work, find_study, finished_lines, measure_of
 from apollo.lab.spec import Point, Study
 from apollo.lab.studies import STUDIES
 
@@ -62,7 +61,7 @@ def list_main(args: argparse.Namespace) -> int:
     print(f"{'study':14}{'finished':11}{'the paper':27}what is varied")
     for name, make in STUDIES.items():
         study = make(args.scale)
-        num_finished = len(ledger_of(study, Path(args.out)).read())
+        num_finished = len(finished_lines(study, Path(args.out) / "ledgers"))
         finished = f"{num_finished} of {sum(1 for _ in study.points())}"
         print(f"{name:14}{finished:11}{study.mirrors:27}{study.about.strip()}")
     return 0
@@ -81,7 +80,7 @@ def plan_main(args: argparse.Namespace) -> int:
     study = find_study(args.study, args.scale)
     if study.scale == "paper":
         return _plan_on_gpus(study, args.gpu, args.gpus)
-    lines = ledger_of(study, Path(args.out)).read()
+    lines = finished_lines(study, Path(args.out) / "ledgers")
     known, features_s = _calibrated(study, lines) if args.calibrate else ({}, 0.0)
     forecasts = forecast(study, lines, known)
     left = [one for one in forecasts if one.how != FINISHED]
@@ -224,18 +223,12 @@ def report_main(args: argparse.Namespace) -> int:
     folder = Path(args.ledgers)
     if args.study:
         study = find_study(args.study, args.scale)
-        print(findings_text([study], _read(folder, [study]), {}), end="")
+        print(findings_text([study], {study.name: finished_lines(study, folder)}, {}), end="")
         return 0
     studies = [make(args.scale) for make in STUDIES.values()]
-    ledgers = _read(folder, studies)
+    ledgers = {study.name: finished_lines(study, folder) for study in studies}
     if not any(ledgers.values()):
         raise ValueError(f"no ledger of a study is in {folder}; `apollo study run` writes them")
     write_findings(Path(args.out), studies, ledgers)
     print(f"{args.out}, figures beside it")
     return 0
-
-
-def _read(folder: Path, studies: Sequence[Study]) -> dict[str, Any]:
-    from apollo.lab.ledger import Ledger
-
-    return {study.name: Ledger(folder, study.name, study.scale).read() for study in studies}

@@ -124,6 +124,26 @@ def points_of(study: Study, measure: Measure) -> dict[str, Point]:
     return points
 
 
+def finished_lines(study: Study, folder: Path) -> list[Line]:
+    """The ledger's lines of the study's points, as they are set now; of others it is told.
+
+    Args:
+        study: Which.
+        folder: Where ledgers lie.
+    """
+    ledger = Ledger(folder, study.name, study.scale)
+    lines = ledger.read()
+    now = points_of(study, measure_of(study)) if lines else {}
+    others = sum(line["hash"] not in now for line in lines)
+    if others:
+        print(
+            f"{ledger.path}: {others} of {len(lines)} lines do not count: they are of no point of "
+            "the study, or of other settings than it has now",
+            file=sys.stderr,
+        )
+    return [line for line in lines if line["hash"] in now]
+
+
 def work_through(work: Work) -> int:
     """Measure whatever is neither finished nor claimed by another, until nothing is left to do.
 

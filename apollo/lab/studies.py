@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from apollo.lab.bases import (
     DINOV2,
-    EARLY_STEPS,
+    FEWER_STEPS,
     INTERNVIDEO2,
     LADDER,
     LLMS,
@@ -25,9 +25,10 @@ from apollo.lab.bases import (
     PAPER_SOURCES,
     SFT_SHARES,
     SIGLIP,
-    TOTAL_STEPS,
+    STEPS,
     VIDEOMAE,
     VJEPA,
+    Steps,
     base,
     claims,
     micro_sources,
@@ -144,7 +145,7 @@ def tokens(scale: Scale) -> Study:
         ),
         gaps="Moderate is 8 to 32 tokens in the paper; 2 and 4 of at most 8 at the micro scale, "
         "whose frames have 64 patches.",
-        **base(scale),
+        **base(scale, FEWER_STEPS),
     )
 
 
@@ -271,7 +272,7 @@ def _schedule(scale: Scale, row: int) -> Settings:
     """A schedule's stages; all schedules have equally many steps."""
     if scale == "paper":
         return {"recipe": f"schedule-{row}"}
-    return {"stages": micro_stages(read_schedules()[row])}
+    return {"stages": micro_stages(read_schedules()[row], steps=FEWER_STEPS)}
 
 
 def schedules(scale: Scale) -> Study:
@@ -335,10 +336,10 @@ def encoder_data(scale: Scale) -> Study:
 # ---- data
 
 
-def _composition(scale: Scale, row: Mapping[str, str]) -> Settings:
+def _composition(scale: Scale, row: Mapping[str, str], steps: Steps = STEPS) -> Settings:
     shares = {kind: float(row[f"{kind}_pct"]) for kind in SFT_SHARES}
     if scale == "micro":
-        return {"stages": micro_stages(shares=shares)}
+        return {"stages": micro_stages(shares=shares, steps=steps)}
     sources = [
         {"path": path, "type": kind, "weight": shares[kind]}
         for kind, path in PAPER_SOURCES.items()
@@ -371,9 +372,10 @@ def composition(scale: Scale) -> Study:
 
 def _data_size(scale: Scale, thousands: int) -> Settings:
     if scale == "micro":
+        total, early = STEPS
         return {
             f"stages.{stage}.steps": round(thousands / 750 * steps)
-            for stage, steps in enumerate((EARLY_STEPS, TOTAL_STEPS - EARLY_STEPS))
+            for stage, steps in enumerate((early, total - early))
         }
     total = sum(PAPER_SHARES.values())
     return {
@@ -424,7 +426,7 @@ MIXTURES = {"A": "13", "B": "1", "C": "2"}
 def scaling(scale: Scale) -> Study:
     """Scaling Consistency: 7 designs x 3 data mixtures, each with four LLMs."""
     rows = {row["row"]: row for row in read_paper_table("table13_data_composition")}
-    mixtures = {name: _composition(scale, rows[row]) for name, row in MIXTURES.items()}
+    mixtures = {name: _composition(scale, rows[row], FEWER_STEPS) for name, row in MIXTURES.items()}
     sizes = {f"llm-{size}": _llm(part(f"llm-{size}")) for size in LADDER}
     if scale == "paper":
         sizes = {f"Qwen-{size}": _llm(name) for size, name in LLMS.items()}
@@ -448,7 +450,7 @@ def scaling(scale: Scale) -> Study:
         + " InternVideo2 stands for it, V-JEPA 2 (micro: VideoMAE) for V-JEPA. "
         "What the paper's mixtures A, B and C are is not printed: rows 13, 1 and 2 of Table 13 are "
         "taken. Which of each pair of designs froze its encoders is not, either: b and f here.",
-        **base(scale),
+        **base(scale, FEWER_STEPS),
     )
 
 
