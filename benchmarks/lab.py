@@ -129,12 +129,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "lab.json")
     args = parser.parse_args()
     logging.disable_progress_bar()
-    kinds = ("micro", "small") if args.encoders == "both" else (args.encoders,)
-    results = {kind: measure(kind, args) for kind in kinds}
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "encoders")}
-    whole = {"settings": settings, "results": results, "environment": environment()}
-    args.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    for kind, result in results.items():
+    whole = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    for kind in ("micro", "small") if args.encoders == "both" else (args.encoders,):
+        result = measure(kind, args)
+        whole[kind] = {**result, "settings": settings, "environment": environment()}
+        args.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         print(f"{kind}: shared {result['share']:.0%} of one by one ({result})")
 
 
