@@ -229,6 +229,10 @@ def test_a_study_is_trained_asked_and_shares_its_features(lab, tmp_path):
     assert len(cached) == 4 and len(asked) == 2
     again = training.run(study, point_of(study), tmp_path / "again")
     assert again["metrics"] == found[0]["metrics"]  # the same seed, the same numbers
+    log = tmp_path / "again" / "train" / "log.jsonl"
+    log.write_text(json.dumps({**json.loads(log.read_text().splitlines()[-1]), "elapsed_s": 500}))
+    resumed = training.run(study, point_of(study), tmp_path / "again")  # what an earlier try took
+    assert resumed["timing"]["train_s"] == 500 and resumed["seconds"] > 500
     assert set((lab / "features").rglob("*.safetensors")) == cached
 
 

@@ -41,7 +41,8 @@ class Measure(Protocol):
         """Measure a point, with what it wants to write in a folder that may hold earlier tries.
 
         Returns:
-            "metrics", name -> number, and whatever else its line shall have.
+            "metrics", name -> number, and whatever else its line shall have; "seconds" where an
+            earlier try's count too.
         """
 
 

@@ -100,20 +100,24 @@ def run(study: Study, point: Point, folder: Path) -> Mapping[str, Any]:
     had = _num_features(learned), _num_features(asked)
     model_dir = _train(config, torch.cuda.device_count())
     train_s = time.monotonic() - started
+    stages = stage_times(config)
+    steps_s = sum(each["seconds"] for each in stages.values())  # those of earlier tries as well
     metrics: dict[str, float] = {}
     for name, asking in study.asking.items():
         metrics |= _ask(study, name, asking, model_dir, folder, asked)
+    eval_s = time.monotonic() - started - train_s
     new = _num_features(learned) - had[0], _num_features(asked) - had[1]
-    stages = stage_times(config)
     features_s = 0.0
     if new[0] > 0:  # those of the questions' videos take as long each as those learnt from
-        features_s = max(0.0, train_s - sum(each["seconds"] for each in stages.values()) - START_S)
+        features_s = max(0.0, train_s - steps_s - START_S)
         features_s *= 1 + new[1] / new[0]
+    train_s = max(train_s, steps_s)
     return {
         "metrics": metrics,
+        "seconds": round(train_s + eval_s, 2),
         "timing": {
             "train_s": round(train_s, 2),
-            "eval_s": round(time.monotonic() - started - train_s, 2),
+            "eval_s": round(eval_s, 2),
             "features_s": round(features_s, 2),
             "stages": stages,
         },
