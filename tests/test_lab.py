@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from apollo import cli
-from apollo.lab.bases import read_schedules
 from apollo.lab.findings import FINDINGS, findings_text, write_findings
 from apollo.lab.ledger import Ledger, claimed
 from apollo.lab.report import (
@@ -138,12 +137,6 @@ def test_the_papers_differences_are_those_of_its_tables():
     tokens = [effects(STUDIES["tokens"](scale), []) for scale in SCALES]
     assert tokens[0][0].paper == pytest.approx(tokens[1][0].paper)
     assert all(effect.verdict == NOT_RUN for effect in sampling)
-
-
-def test_schedules_are_the_recipes():
-    from apollo.train.recipes import SCHEDULES
-
-    assert read_schedules() == SCHEDULES
 
 
 # ---- ledger and claims ----

@@ -17,8 +17,9 @@ from apollo.train import log
 from apollo.train.joining import empty_model, join_parts, read_internvideo2
 from apollo.train.lora import add_lora
 from apollo.train.plan import trained_parameters
-from apollo.train.recipes import RECIPES, SCHEDULES, ModelSettings, TrainConfig
+from apollo.train.recipes import RECIPES, ModelSettings, TrainConfig
 from apollo.train.run import main, train
+from apollo.train.schedules import SCHEDULES
 
 torch.set_num_threads(1)
 

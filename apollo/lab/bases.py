@@ -7,13 +7,11 @@ paper's scale are the recipe `ablation-3b`. Free of torch. Read next: `studies.p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apollo.lab.spec import Claim, Scale, Side, paper_scores, read_paper_table
-
-Rates = tuple[float, float, float]  # encoders, connector, LLM
+from apollo.lab.spec import Claim, Scale, Side, paper_scores
+from apollo.train.schedules import Rates
 
 # ---- the micro scale
 
@@ -137,18 +135,6 @@ def base(scale: Scale, steps: Steps = STEPS) -> dict[str, Any]:
         "loop.num_workers": 0,
     }
     return {**common, "recipe": "micro", "settings": settings}
-
-
-def read_schedules() -> dict[int, tuple[Rates, ...]]:
-    """Row of Table 12 -> rates of encoders, connector and LLM in each stage."""
-    schedules = {}
-    for row in read_paper_table("table12_schedules_raw"):
-        printed = [row[f"stage{n}_lr_vision_connector_llm"] for n in (1, 2, 3)]
-        # Row 16 prints 5e-5 for the encoders of its last stage, a misprint of 5e-6.
-        cells = [re.sub(r"^5e-5 \(.*?\)", "5e-6", cell) for cell in printed if cell != "-"]
-        stages = [[float(rate) for rate in cell.split(",")] for cell in cells]
-        schedules[int(row["row"])] = tuple((e, c, llm) for e, c, llm in stages)
-    return schedules
 
 
 def printed_scores(table: str, rows: Mapping[str, int]) -> dict[str, dict[tuple[str, ...], float]]:

@@ -35,7 +35,6 @@ from apollo.lab.bases import (
     micro_stages,
     part,
     printed_scores,
-    read_schedules,
     side,
 )
 from apollo.lab.spec import (
@@ -47,6 +46,7 @@ from apollo.lab.spec import (
     paper_scores,
     read_paper_table,
 )
+from apollo.train.schedules import SCHEDULES
 
 # ---- sampling
 
@@ -272,18 +272,18 @@ def _schedule(scale: Scale, row: int) -> Settings:
     """A schedule's stages; all schedules have equally many steps."""
     if scale == "paper":
         return {"recipe": f"schedule-{row}"}
-    return {"stages": micro_stages(read_schedules()[row], steps=FEWER_STEPS)}
+    return {"stages": micro_stages(SCHEDULES[row], steps=FEWER_STEPS)}
 
 
 def schedules(scale: Scale) -> Study:
     """Which parts learn when, and how fast: the seventeen schedules of Table 12."""
-    axis, rows = "schedule", read_schedules()
+    axis = "schedule"
     return Study(
         name="schedules",
         about=schedules.__doc__ or "",
         mirrors="Tables 3 and 12",
-        axes={axis: {str(row): _schedule(scale, row) for row in rows}},
-        paper=printed_scores("table12_schedules_raw", {str(row): row for row in rows}),
+        axes={axis: {str(row): _schedule(scale, row) for row in SCHEDULES}},
+        paper=printed_scores("table12_schedules_raw", {str(row): row for row in SCHEDULES}),
         claims=claims(
             axis,
             (8, "Three stages beat two (rows 13 and 7).", "13", "7"),

@@ -18,6 +18,7 @@ import apollo
 from apollo.data.mixture import Source
 from apollo.model.configuration import ConnectorSettings
 from apollo.train.lora import LoraSettings
+from apollo.train.schedules import SCHEDULES
 from apollo.train.trainer import LoopSettings, Schedule
 
 PARTS_DIR = Path(apollo.__file__).parent / "assets" / "parts"
@@ -276,29 +277,6 @@ def _paper_config(
 
 
 # ---- the paper's study of schedules
-
-Rates = tuple[float, float, float]
-SCHEDULES: dict[int, tuple[Rates, ...]] = {
-    1: ((0, 1e-4, 3e-5),),
-    2: ((1e-6, 1e-4, 3e-5),),
-    3: ((5e-6, 1e-4, 3e-5),),
-    4: ((1e-5, 1e-4, 3e-5),),
-    5: ((0, 1e-4, 0), (0, 1e-4, 3e-5)),
-    6: ((1e-6, 1e-4, 0), (0, 1e-4, 3e-5)),
-    7: ((5e-6, 1e-4, 0), (0, 1e-4, 3e-5)),
-    8: ((1e-5, 1e-4, 0), (0, 1e-4, 3e-5)),
-    9: ((1e-6, 1e-4, 0), (1e-6, 1e-4, 3e-5)),
-    10: ((5e-6, 1e-4, 0), (5e-6, 1e-4, 3e-5)),
-    11: ((1e-5, 1e-4, 0), (1e-5, 1e-4, 3e-5)),
-    12: ((0, 1e-4, 0), (1e-6, 1e-4, 0), (0, 1e-4, 3e-5)),
-    13: ((0, 1e-4, 0), (5e-6, 1e-4, 0), (0, 1e-4, 3e-5)),
-    14: ((0, 1e-4, 0), (1e-5, 1e-4, 0), (0, 1e-4, 3e-5)),
-    15: ((0, 1e-4, 0), (1e-6, 1e-4, 0), (1e-6, 1e-4, 3e-5)),
-    16: ((0, 1e-4, 0), (5e-6, 1e-4, 0), (5e-6, 1e-4, 3e-5)),
-    17: ((0, 1e-4, 0), (1e-5, 1e-4, 0), (1e-5, 1e-4, 3e-5)),
-}
-"""Row of the paper's Table 12 -> peak rates of encoders, connector and LLM in each stage. Row 16
-prints 5e-5 for the encoders of its last stage; beside its neighbours that can only be 5e-6."""
 
 BEST_SCHEDULE = 13
 ABLATION_SAMPLES = 750_000
