@@ -4,8 +4,9 @@
 
 Of each study whose points are all there, its first point is trained and asked anew from nothing:
 its features are made again, too. It should lie within the interval of its level, which the spread
-over seeds gives. And the seconds that the plan would have given after the first seed, for the
-others, are set beside what these took, by the clock of a machine that did other work as well.
+over seeds gives, or come out the same where there is one seed. And the seconds that the plan would
+have given after the first seed (of one: after the first level of the first axis), for the others,
+are set beside what these took, by the clock of a machine that did other work as well.
 Writes benchmarks/results/studies.json; what it holds of other studies stays.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from apollo.lab import training
-from apollo.lab.commands import BY_SEEDS, forecast
+from apollo.lab.commands import FINISHED, forecast
 from apollo.lab.ledger import Line
 from apollo.lab.report import level_estimates, values_of
 from apollo.lab.runner import finished_lines
@@ -31,10 +32,12 @@ LEDGERS = Path(__file__).parents[1] / "docs" / "ledgers"
 
 
 def plan(study: Study, lines: list[Line]) -> dict[str, float]:
-    """Seconds of all seeds but the first, as the first one foretells them and as they were."""
-    first = [line for line in lines if line["seed"] == study.seeds[0]]
-    planned = sum(one.seconds or 0 for one in forecast(study, first, {}) if one.how == BY_SEEDS)
-    took = sum(line["seconds"] for line in lines if line["seed"] != study.seeds[0])
+    """Seconds of what is run later, as what is run first foretells them and as they were."""
+    axis, levels = next(iter(study.axes.items()))
+    of_axis = {"seed": study.seeds[0]} if len(study.seeds) > 1 else {axis: next(iter(levels))}
+    first = [line for line in lines if of_axis.items() <= {**line, **line["levels"]}.items()]
+    planned = sum(one.seconds or 0 for one in forecast(study, first, {}) if one.how != FINISHED)
+    took = sum(line["seconds"] for line in lines if line not in first)
     return {
         "planned_s": round(planned, 1),
         "took_s": round(took, 1),
@@ -53,13 +56,14 @@ def again(study: Study, lines: list[Line]) -> dict[str, Any]:
     values = values_of(study, lines, study.metric)
     levels = tuple(point.levels.values())
     estimate, value = level_estimates(values)[levels], metrics[study.metric]
+    interval = [round(estimate.low, 2), round(estimate.high, 2)]
     return {
         "point": point.label,
         "metric": study.metric,
         "in_the_ledger": values[levels][point.seed],
         "again": value,
-        "interval": [round(estimate.low, 2), round(estimate.high, 2)],
-        "within": estimate.low <= value <= estimate.high,
+        "interval": interval if len(study.seeds) > 1 else None,
+        "within": value == estimate.value or estimate.low <= value <= estimate.high,
         "seconds": round(seconds, 1),
     }
 
