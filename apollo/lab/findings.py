@@ -218,7 +218,7 @@ def draw_levels(study: Study, lines: Sequence[Line]) -> bytes:
         panels[1].set_title("the paper's", fontsize=9)
         panels[1].grid(axis="x", linewidth=0.3)
     panels[0].set_yticks(range(len(names)), names, fontsize=8)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(names) - 0.4, -0.6)  # downwards, with room around the outermost
     figure.supxlabel(f"{study.metric}: per cent right", fontsize=8)
     return png_of(figure)
 
