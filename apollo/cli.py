@@ -344,6 +344,12 @@ def _consistency(parser: Parser) -> None:
         "--factor", nargs="+", metavar="COLUMN", help="what else may carry the agreement"
     )
     parser.add_argument("--to", nargs="+", metavar="SIZE", help="larger sizes to extrapolate to")
+    parser.add_argument(
+        "--noise",
+        type=_not_negative,
+        metavar="POINTS",
+        help="standard deviation of a score between seeds: what it would leave of R2",
+    )
     parser.add_argument("--out", metavar="DIR", help="write the report and its figures here")
 
 
@@ -545,6 +551,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
     return int(text)
+
+
+def _not_negative(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number from 0, not {text!r}")
+    return number
 
 
 COMMANDS = {

@@ -189,6 +189,31 @@ def test_a_planted_outlier_carries_the_agreement():
     assert max(found.left_out[0].r2) < 0.35
 
 
+def test_noise_leaves_of_a_full_agreement_what_is_said():
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(15):
+        truth = rng.standard_normal((200, 1))
+        scores = truth * (1.0, 2.0, 3.0) + rng.standard_normal((200, 3))
+        one = analyse(made_table(scores), noise=1.0)
+        found.append(([pair.r2.value for pair in one.to_largest()], one.ceilings))
+    measured, ceilings = np.mean(found, axis=0)
+    assert ceilings == pytest.approx([0.5 * 0.9, 0.8 * 0.9], abs=0.03)
+    assert measured == pytest.approx(ceilings, abs=0.03)
+    assert analyse(made_table(scores)).ceilings == []
+    assert analyse(made_table(scores), noise=99.0).ceilings == [0.0, 0.0]
+
+
+def test_the_command_says_what_noise_leaves(capsys):
+    assert cli.main(["consistency", str(PAPER), "--noise", "1.2"]) == 0
+    said = "Were they to agree fully, the noise of the scores would leave 0."
+    assert said in capsys.readouterr().out
+    for wrong in ("-1", "nan", "inf", "much"):
+        with pytest.raises(SystemExit):
+            cli.main(["consistency", str(PAPER), "--noise", wrong])
+        assert f"must be a number from 0, not '{wrong}'" in capsys.readouterr().err
+
+
 def test_the_smallest_reliable_size_needs_all_above_it():
     assert scaling._smallest([0.95, 0.80, 0.97]) == 2
     assert scaling._smallest([0.80, 0.95, 0.97]) == 1

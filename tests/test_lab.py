@@ -32,6 +32,7 @@ from apollo.lab.report import (
     judge_all,
     level_estimates,
     scaling_of,
+    seed_spread,
     values_of,
 )
 from apollo.lab.runner import EXECUTORS, Work, find_study, finished_lines, points_of, work_through
@@ -461,8 +462,14 @@ def test_a_study_of_sizes_is_read_as_consistency():
     assert scaling.verdict == REPRODUCED
     assert scaling.paper_found.pairs[0].r2.value == pytest.approx(0.938, abs=1e-3)
     assert scaling_of(study, planted(study, effect)[:10]) is None
-    noisy = scaling_of(study, planted(study, lambda *_: 0, noise=5))
-    assert noisy.verdict == NOT_REPRODUCED
+    noisy = planted(study, lambda *_: 0, noise=5)
+    assert scaling_of(study, noisy).verdict == NOT_REPRODUCED
+    assert scaling_of(study, noisy, noise=4.0).verdict == UNDECIDED  # noise alone may do that
+    assert scaling_of(study, noisy, noise=0.1).verdict == NOT_REPRODUCED
+    seeds = planted(RESAMPLERS, lambda levels, _: GAIN[levels["resampler"]], noise=1.5)
+    spread = seed_spread([study, RESAMPLERS], {"scaling": noisy, "resamplers": seeds})
+    assert 0.5 < spread < 3  # of seeds, and not of what differs otherwise
+    assert seed_spread([study], {"scaling": noisy}) is None
 
 
 def test_the_same_ledgers_give_the_same_page(tmp_path):

@@ -64,8 +64,8 @@ def main(args: argparse.Namespace) -> int:
     """Run `apollo consistency TABLE`.
 
     Args:
-        args: table (CSV or Parquet), score, size, sizes, variant, factor (columns, or None), to
-            (sizes to extrapolate to), out (folder to write to, or None).
+        args: table (CSV or Parquet), score, size, sizes, variant, factor (columns, or None), noise
+            (points, or None), to (sizes to extrapolate to), out (folder to write to, or None).
     """
     columns = Columns(
         score=args.score or "",
@@ -75,7 +75,8 @@ def main(args: argparse.Namespace) -> int:
         factors=args.factor or (),
     )
     table = read_table(args.table, columns)
-    found = analyse(table, sorted(parse_size(size, table) for size in args.to or ()))
+    targets = sorted(parse_size(size, table) for size in args.to or ())
+    found = analyse(table, targets, noise=args.noise)
     sections = sections_of(table, found)
     console = Console()
     if not console.is_terminal:
@@ -112,6 +113,9 @@ def _findings(table: ScoreTable, found: Consistency) -> list[str]:
     down = found.to_largest()[::-1]
     sizes = _and([names[pair.small] for pair in down])
     lines = [f"R2 of {sizes} to {largest}: {_and([f'{p.r2.value:.3f}' for p in down])}."]
+    if found.ceilings:
+        left = _three(found.ceilings)
+        lines.append(f"Were they to agree fully, the noise of the scores would leave {left}.")
     factor = found.factors[0] if found.factors else None
     if factor:
         r2 = [f"{one.value:.3f}" for one in factor.r2_within[::-1]]

@@ -23,6 +23,7 @@ from apollo.lab.report import (
     finding_verdicts,
     level_estimates,
     scaling_of,
+    seed_spread,
     values_of,
 )
 from apollo.lab.scaling import Estimate
@@ -80,13 +81,16 @@ def findings_text(
             [[f"{n}", says, f"**{verdicts.get(n, NOT_RUN)}**"] for n, says in FINDINGS.items()],
         ),
     ]
+    noise = seed_spread(studies, ledgers)
     for study in studies:
-        parts.append(_study(study, ledgers.get(study.name, []), figures))
+        parts.append(_study(study, ledgers.get(study.name, []), noise, figures))
     parts.append(_conditions(studies, ledgers))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _study(study: Study, lines: Sequence[Line], figures: dict[str, bytes]) -> str:
+def _study(
+    study: Study, lines: Sequence[Line], noise: float | None, figures: dict[str, bytes]
+) -> str:
     """A study's section: its claims, its scores, its figure, and what it lacks."""
     about = f"{study.about.strip()} The paper: {study.mirrors}." if study.mirrors else study.about
     parts = [f"## {study.name}", about, *([study.gaps] if study.gaps else [])]
@@ -95,9 +99,11 @@ def _study(study: Study, lines: Sequence[Line], figures: dict[str, bytes]) -> st
         return "\n\n".join([*parts, "Not run yet."])
     if found := effects(study, lines):
         parts.append(_claims(found))
-    scaling = scaling_of(study, lines) if study.size_axis else None
+    scaling = scaling_of(study, lines, noise) if study.size_axis else None
     if scaling:
         parts.append(f"That the sizes agree: **{scaling.verdict}**.")
+        if noise is not None:
+            parts.append(f"Noise: {noise:.1f} points, the spread over seeds in all studies.")
         for whose, file, table, result in (
             ("ours", "ours", scaling.table, scaling.found),
             ("the paper's", "paper", scaling.paper, scaling.paper_found),

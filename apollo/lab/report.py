@@ -31,7 +31,8 @@ RULE = (
     f"difference is reproduced if the interval lies within {MATTERS:g} points of zero, not "
     "reproduced if all of it lies outside. Intervals are Student's t of the spread over seeds, "
     "pooled over all points of a study. R2 between sizes is reproduced if its interval is all "
-    f"above {RELIABLE:g}, not reproduced if all below."
+    f"above {RELIABLE:g}, not reproduced if all below, unless the spread over seeds, as in the "
+    "other studies, would alone keep it there."
 )
 
 Levels = tuple[str, ...]
@@ -193,8 +194,25 @@ class Scaling:
     verdict: str
 
 
-def scaling_of(study: Study, lines: Sequence[Line]) -> Scaling | None:
-    """Analyse a study of sizes; None while too few of its variants have all sizes."""
+def seed_spread(studies: Sequence[Study], ledgers: Mapping[str, Sequence[Line]]) -> float | None:
+    """Standard deviation over seeds of the studies' main metric, pooled over all, in points.
+
+    None where no point has two seeds.
+    """
+    values = [values_of(study, ledgers.get(study.name, []), study.metric) for study in studies]
+    groups = [list(seeds.values()) for each in values for seeds in each.values()]
+    spread, degrees = pooled_spread(groups)
+    return spread if degrees else None
+
+
+def scaling_of(study: Study, lines: Sequence[Line], noise: float | None = None) -> Scaling | None:
+    """Analyse a study of sizes; None while too few of its variants have all sizes.
+
+    Args:
+        study: Which.
+        lines: Of its ledger.
+        noise: See `seed_spread`.
+    """
     rows = [
         dict(zip(study.axes, levels, strict=True)) | {"seed": seed, "score": value}
         for levels, seeds in values_of(study, lines, study.metric).items()
@@ -204,7 +222,7 @@ def scaling_of(study: Study, lines: Sequence[Line]) -> Scaling | None:
     columns = Columns(score="score", size=study.size_axis, variant=others)
     try:
         table = make_table(rows, columns)
-        found = analyse(table)
+        found = analyse(table, noise=noise)
     except ValueError:
         return None
     paper = read_table(PAPER_DIR / "scaling_consistency.csv")
@@ -212,7 +230,7 @@ def scaling_of(study: Study, lines: Sequence[Line]) -> Scaling | None:
     verdict = UNDECIDED
     if r2.low >= RELIABLE:
         verdict = REPRODUCED
-    elif r2.high < RELIABLE:
+    elif r2.high < RELIABLE <= (found.ceilings or [1.0])[-1]:
         verdict = NOT_REPRODUCED
     return Scaling(table, found, paper, analyse(paper), verdict)
 
@@ -222,11 +240,12 @@ def finding_verdicts(
 ) -> dict[int, str]:
     """Number of a finding -> its verdict, from the claims of all studies."""
     verdicts: dict[int, list[str]] = {}
+    noise = seed_spread(studies, ledgers)
     for study in studies:
         lines = ledgers.get(study.name, [])
         for effect in effects(study, lines):
             verdicts.setdefault(effect.claim.finding, []).append(effect.verdict)
         if study.size_axis:
-            scaling = scaling_of(study, lines)
+            scaling = scaling_of(study, lines, noise)
             verdicts.setdefault(1, []).append(scaling.verdict if scaling else NOT_RUN)
     return {finding: judge_all(each) for finding, each in sorted(verdicts.items())}

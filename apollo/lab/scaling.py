@@ -146,6 +146,8 @@ class Consistency:
             it; None if there is none.
         surely_reliable: The same for the lower end of the interval.
         line: None with fewer than two smaller sizes.
+        ceilings: For each smaller size: R2 to the largest that the noise of the scores would leave
+            of a full agreement; empty where the noise is not known.
     """
 
     pairs: list[Pair]
@@ -154,6 +156,7 @@ class Consistency:
     reliable: int | None
     surely_reliable: int | None
     line: Line | None
+    ceilings: list[float] = field(default_factory=list)
 
     def to_largest(self) -> list[Pair]:
         """The pairs of each smaller size with the largest, in rising order."""
@@ -161,13 +164,17 @@ class Consistency:
         return sorted((p for p in self.pairs if p.large == largest), key=lambda p: p.small)
 
 
-def analyse(table: ScoreTable, targets: Sequence[float] = (), seed: int = 0) -> Consistency:
+def analyse(
+    table: ScoreTable, targets: Sequence[float] = (), seed: int = 0, noise: float | None = None
+) -> Consistency:
     """Measure how the sizes of a table agree.
 
     Args:
         table: Scores of V variants at S sizes.
         targets: Larger sizes to extrapolate to; at least four measured sizes are needed for that.
         seed: Of the bootstrap.
+        noise: Standard deviation, in points, of a score over trainings that differ by their seed
+            alone; None if it is not known.
 
     Raises:
         ValueError: Too few variants or sizes, or a size at which all scores are equal.
@@ -194,7 +201,14 @@ def analyse(table: ScoreTable, targets: Sequence[float] = (), seed: int = 0) -> 
         reliable=_smallest([r2.value for r2 in to_largest]),
         surely_reliable=_smallest([r2.low for r2 in to_largest]),
         line=_line(table, weights, targets) if num_sizes > 2 else None,
+        ceilings=[] if noise is None else _ceilings(table, noise),
     )
+
+
+def _ceilings(table: ScoreTable, noise: float) -> list[float]:
+    """Shares of truth in the variance of both sizes' scores: noise attenuates R2 by each."""
+    truth = np.maximum(0.0, 1 - noise**2 / table.scores.var(axis=0, ddof=1))
+    return [float(share * truth[-1]) for share in truth[:-1]]
 
 
 def _check(table: ScoreTable, targets: Sequence[float]) -> None:
