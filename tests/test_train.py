@@ -516,12 +516,22 @@ def test_cache_knows_changed_files_and_encoders(parts_dir, world_dir, tmp_path):
     assert fingerprint(module) != before
 
 
-def test_a_run_with_the_cache_learns_the_same(finished, tmp_path):
+def test_a_run_with_the_cache_learns_the_same(finished, tmp_path, monkeypatch):
+    filled = []
+
+    def fill(cache, *args):
+        filled.append((cache.folder, fill_cache(cache, *args), list(cache.folder.glob("??/*"))))
+        return filled[-1][1]
+
+    monkeypatch.setattr("apollo.train.run.fill_cache", fill)
     config = replace(finished, feature_cache_dir=tmp_path / "cache", out_dir=tmp_path / "run")
     train_recipe(config)
     losses = [[line["loss"] for line in read_log(c.out_dir)] for c in (finished, config)]
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
     assert list((tmp_path / "cache").glob("*/*.safetensors"))
+    (first, *_), (last, number, files) = filled  # the encoders are trained in between
+    assert first == tmp_path / "cache" and last.parent == first / "runs"
+    assert number == len(files) > 0 and not last.exists()
 
 
 def test_workers_survive_a_decoder_left_as_garbage(finished, tmp_path):

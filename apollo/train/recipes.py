@@ -116,7 +116,8 @@ class TrainConfig:
         out_dir: Folder of the run.
         loop: How the loop runs.
         feature_cache_dir: Where the features of frozen encoders are kept, so that each video is
-            decoded and encoded once; without it, that happens every time.
+            decoded and encoded once; without it, that happens every time. Those of encoders that
+            the run itself has trained are removed when it ends.
         lora: Train the LLM by low-rank matrices beside its weights; without it, in full.
         video_time_limit_s: Longest that a video may take to load, in seconds: a file that hangs or
             crashes the decoder ends the run with its name instead of stopping it for ever.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -122,6 +124,8 @@ def train(config: TrainConfig, resume: bool = False, on_eval: OnEval | None = No
             merge_lora(model)
         model.save_pretrained(model_dir)
         processor.save_pretrained(model_dir)
+        if config.feature_cache_dir:
+            shutil.rmtree(_own_features(config, config.feature_cache_dir), ignore_errors=True)
     process.wait_for_everyone()
     return model_dir
 
@@ -241,9 +245,17 @@ def _make_batches(
     )
     if stage.packing:
         use_packed_attention(model.model.llm)
-    if config.feature_cache_dir and not stage.learning_rates["encoders"]:
-        batches.cache = _fill_cache(config, batches, model, process)
+    folder = config.feature_cache_dir
+    if folder and not stage.learning_rates["encoders"]:
+        if any(earlier.learning_rates["encoders"] for earlier in config.stages[:stage_index]):
+            folder = _own_features(config, folder)
+        batches.cache = _fill_cache(config, folder, batches, model, process)
     return batches
+
+
+def _own_features(config: TrainConfig, folder: Path) -> Path:
+    """Where features of encoders that this run has trained lie until it ends: no other has them."""
+    return folder / "runs" / hashlib.sha256(str(config.out_dir.resolve()).encode()).hexdigest()[:16]
 
 
 def _size_of_batch(stage: Stage, loop: LoopSettings, num_processes: int) -> int:
@@ -258,19 +270,19 @@ def _size_of_batch(stage: Stage, loop: LoopSettings, num_processes: int) -> int:
 
 def _fill_cache(
     config: TrainConfig,
+    folder: Path,
     batches: BatchMaker,
     model: ApolloForConditionalGeneration,
     process: PartialState,
 ) -> FeatureCache:
     """Encode what the stage will show and the cache does not hold yet."""
-    assert config.feature_cache_dir is not None
     settings = {
         "sampling": asdict(batches.sampling),
         "encoders": fingerprint(model.parts()["encoders"]),
         "squares": [asdict(square) for square in batches.processor.squares],
         "precision": config.loop.mixed_precision,
     }
-    cache = FeatureCache(config.feature_cache_dir, settings)
+    cache = FeatureCache(folder, settings)
     dtype = AUTOCAST[config.loop.mixed_precision]
 
     @torch.no_grad()
